@@ -1,0 +1,153 @@
+"""The configuration as a whole: what holds, where it comes from, and how it is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ccserver.config.conffile import Entry, printable, read_text, shortened
+from ccserver.config.reading import Reading
+from ccserver.config.settings import (
+    SECTIONS,
+    AppSettings,
+    DatabaseSettings,
+    ListenSettings,
+    LogSettings,
+    NetSettings,
+    ProcessSettings,
+    SecuritySettings,
+    Settings,
+)
+from ccserver.config.values import whole_number
+from ccserver.errors import ConfigError
+
+
+class Described(NamedTuple):
+    """One setting in force; C{value} is printable and holds no password."""
+
+    section: str
+    key: str
+    value: str
+    is_default: bool
+
+
+@dataclass(frozen=True)
+class Config:
+    """All the settings of a server, by part.
+
+    @ivar path: the file as its user named it.
+    @ivar base: the absolute folder that relative paths begin at.
+    @ivar text: what the file says; with C{path} and C{base} it makes an equal L{Config} elsewhere.
+        Bytes that are not UTF-8 are in it as surrogates: encode with C{surrogateescape}.
+    @ivar warnings: what is allowed but likely a slip, one line of text each.
+    """
+
+    path: str
+    base: str
+    text: str = field(repr=False)
+    listen: ListenSettings
+    log: LogSettings
+    process: ProcessSettings
+    net: NetSettings
+    security: SecuritySettings
+    app: AppSettings
+    database: DatabaseSettings
+    warnings: tuple[str, ...] = ()
+    _entries: Mapping[str, Entry] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], base: str | None = None) -> Config:
+        """Read a file; C{base} is the current folder unless given.
+
+        @raise ConfigError: the first of what L{check} would report.
+        """
+        return _first_error_raised(*check(path, base))
+
+    @classmethod
+    def parse(cls, text: str, path: str = "<text>", base: str | None = None) -> Config:
+        """Like L{load}, of a text that was read from C{path}."""
+        return _first_error_raised(*_built(text, path, base))
+
+    @classmethod
+    def defaults(cls, base: str | None = None) -> Config:
+        """What an empty file gives."""
+        return cls.parse("", "<defaults>", base)
+
+    def get_string(self, name: str, default: str | None = None) -> str | None:
+        """The value of any key of the file, an application's own too, whatever its section."""
+        entry = self._entries.get(name.lower())
+        return default if entry is None else entry.value
+
+    def get_int(self, name: str, default: int = 0) -> int:
+        """Like L{get_string}, of a number.
+
+        @raise ConfigError: the value is none.
+        """
+        entry = self._entries.get(name.lower())
+        if entry is None:
+            return default
+        try:
+            return whole_number(entry.value)
+        except ValueError as error:
+            value = shortened(entry.value) or '""'
+            text = f"{shortened(entry.key)} = {value}: {error}"
+            raise ConfigError(text, printable(self.path), entry.line, entry.key) from None
+
+    def describe(self) -> list[Described]:
+        """The settings in force, by section; C{ListenPort...} are told as C{Listen}."""
+        mine, usual = self._parts(), Config.defaults(self.base)._parts()
+        told = [line for pair in zip(mine, usual, strict=True) for line in _described(*pair)]
+        return sorted(told, key=lambda line: SECTIONS.index(line.section))
+
+    def _parts(self) -> tuple[Settings, ...]:
+        return (
+            *(self.listen, self.log, self.process, self.net),
+            *(self.security, self.app, self.database),
+        )
+
+
+def check(
+    path: str | os.PathLike[str], base: str | None = None
+) -> tuple[Config | None, list[ConfigError]]:
+    """Read a file and tell all that is wrong with it; without errors there is a L{Config}."""
+    name = os.fspath(path)
+    try:
+        text = read_text(name)
+    except ConfigError as error:
+        return None, [error]
+    return _built(text, name, base)
+
+
+def _built(text: str, path: str, base: str | None) -> tuple[Config | None, list[ConfigError]]:
+    folder = os.path.abspath(base or os.getcwd())
+    reading = Reading(text, path, folder)
+    config = Config(
+        path=path,
+        base=folder,
+        text=text,
+        listen=reading.listen(),
+        log=reading.part(LogSettings),
+        process=reading.part(ProcessSettings),
+        net=reading.part(NetSettings),
+        security=reading.part(SecuritySettings),
+        app=reading.part(AppSettings),
+        database=reading.database(),
+        warnings=reading.warnings,
+        _entries=reading.entries,
+    )
+    return (None, reading.errors) if reading.errors else (config, [])
+
+
+def _first_error_raised(config: Config | None, errors: list[ConfigError]) -> Config:
+    if config is None:
+        raise errors[0]
+    return config
+
+
+def _described(part: Settings, usual: Settings) -> Iterator[Described]:
+    for name, setting in part.fields():
+        value = getattr(part, name)
+        shown = printable(setting.kind.show(value))
+        yield Described(setting.section, setting.key, shown, value == getattr(usual, name))

@@ -1,0 +1,25 @@
+"""Lets trial's asynchronous test cases run under pytest-twisted, on the one reactor it keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.hasplugin("twisted"):
+        return  # trial's own way of running the reactor works
+
+    import pytest_twisted
+    from twisted.internet import defer, reactor
+    from twisted.trial import _asynctest
+
+    def wait(self: Any, result: defer.Deferred[Any], running: object = None) -> None:
+        # fired from a timed call: trial's janitor calls reactor.iterate(), and a switch of
+        # greenlets out of a call from a thread would run that call twice (FACTS 41)
+        done: defer.Deferred[None] = defer.Deferred()
+        result.addBoth(lambda _: reactor.callLater(0, done.callback, None))
+        pytest_twisted.blockon(done)
+
+    _asynctest.TestCase._wait = wait
