@@ -1,0 +1,1 @@
+"""What decides: framing, sessions, supervision. No socket, reactor, clock or thread."""

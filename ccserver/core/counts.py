@@ -1,0 +1,45 @@
+"""What a worker counts, each refusal and each end of a connection under its reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Counts:
+    """Totals since the worker's start.
+
+    @ivar accepted: connections accepted, those refused at once included.
+    @ivar closed: connections that ended, by close reason.
+    @ivar refused: packets refused, by reason.
+    @ivar handler_errors: handlers that raised.
+    """
+
+    accepted: int = 0
+    closed: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    handler_errors: int = 0
+
+
+class LineLimit:
+    """At most so many lines of a kind in a second, so that a flood is not a flood of lines."""
+
+    def __init__(self, per_second: int) -> None:
+        self._per_second = per_second
+        self._lines: dict[str, tuple[int, int, int]] = {}
+
+    def admit(self, kind: str, now: float) -> int | None:
+        """Whether a line of C{kind} may be written at C{now}.
+
+        @return: None if not; else how many lines of the kind were suppressed since the last.
+        """
+        second = int(now)
+        then, written, suppressed = self._lines.get(kind, (second, 0, 0))
+        if then != second:
+            written = 0
+        if written >= self._per_second:
+            self._lines[kind] = (second, written, suppressed + 1)
+            return None
+        self._lines[kind] = (second, written + 1, 0)
+        return suppressed

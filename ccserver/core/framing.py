@@ -1,0 +1,193 @@
+"""The packet: bytes into packets and back (PROTOCOL.md 1 and 2)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from ccserver.errors import BadChecksum, BadLength, PacketTooLong, ProtocolError, Truncated
+from ccserver.native import native
+
+HEADER = struct.Struct(">HHI")
+"""pkgLen (header and body), msgCode, CRC-32 of the body (0 without one): 8 bytes, big-endian."""
+
+HEADER_LENGTH = HEADER.size
+LENGTH_LIMIT = 0xFFFF
+"""The longest packet that pkgLen, 16 bits wide, can name."""
+
+Packet = tuple[int, bytes]
+"""Message code and body. A plain tuple, for one is made per packet (FACTS 18: the cheapest)."""
+
+pack_header = HEADER.pack
+
+
+def encode(code: int, body: bytes = b"") -> bytes:
+    """The packet that carries C{body} under C{code}.
+
+    @raise PacketTooLong: header and body exceed 65535 bytes.
+    @raise ValueError: no such code.
+    """
+    return header(code, body) + body
+
+
+def header_in_python(code: int, body: bytes) -> bytes:
+    """The header of the packet that carries C{body} under C{code}; raises as L{encode}."""
+    length = HEADER_LENGTH + len(body)
+    if length > LENGTH_LIMIT:
+        raise PacketTooLong(f"a body of {len(body)} bytes does not fit into a packet of 65535")
+    try:
+        return pack_header(length, code, crc32(body))
+    except struct.error:
+        raise ValueError(f"{code} is no message code") from None
+
+
+def cut_in_python(
+    data: bytes,
+    start: int,
+    max_length: int,
+    packets: list[Packet],
+    _unpack: Callable[..., tuple[Any, ...]] = HEADER.unpack_from,
+    _crc32: Callable[[bytes], int] = crc32,
+) -> int:
+    """Append the good packets of C{data}, from C{start} on, to C{packets}.
+
+    @return: where that stopped: at the end, or at a packet that is incomplete or not good.
+    """
+    push = packets.append
+    size = len(data)
+    last = size - HEADER_LENGTH
+    while start <= last:
+        length, code, checksum = _unpack(data, start)
+        end = start + length
+        if not HEADER_LENGTH <= length <= max_length or end > size:
+            break
+        body = data[start + HEADER_LENGTH : end]
+        if _crc32(body) != checksum:
+            break
+        push((code, body))
+        start = end
+    return start
+
+
+header: Callable[[int, bytes], bytes] = native.header if native else header_in_python
+cut: Callable[[bytes, int, int, list[Packet]], int] = native.cut if native else cut_in_python
+
+
+class Refusal(NamedTuple):
+    """A packet that was not accepted.
+
+    @ivar error: what is wrong with it.
+    @ivar code: its message code.
+    @ivar position: how many complete packets, good or refused, the same feed had before it.
+    @ivar fatal: nothing behind it is decoded, the connection is to be closed.
+    """
+
+    error: ProtocolError
+    code: int
+    position: int
+    fatal: bool
+
+
+class FrameDecoder:
+    """Cuts a stream of bytes, in whatever segments it comes, into packets.
+
+    Holds at most the bytes of one incomplete packet. An incomplete packet's chunks are kept
+    apart and joined once (FACTS 21), so the work is linear in the bytes.
+
+    @ivar refused: what L{feed} refused; the caller takes it away. Behind a fatal refusal
+        nothing is decoded any more.
+    @ivar closed: nothing is decoded any more.
+    @ivar bytes: how many were fed.
+    @ivar packets: how many were complete, the refused ones too.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_close_on_bad_checksum",
+        "_have",
+        "_max_length",
+        "_need",
+        "bytes",
+        "closed",
+        "packets",
+        "refused",
+    )
+
+    def __init__(self, max_length: int, close_on_bad_checksum: bool = False) -> None:
+        """@param max_length: bytes, header included, 8 to 65535."""
+        self._max_length = max_length
+        self._close_on_bad_checksum = close_on_bad_checksum
+        self._chunks: list[bytes] | None = None
+        self._have = 0
+        self._need = HEADER_LENGTH
+        self.closed = False
+        self.refused: list[Refusal] = []
+        self.bytes = 0
+        self.packets = 0
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of an incomplete packet that wait for the rest of it."""
+        return self._have if self._chunks is not None else 0
+
+    def feed(self, data: bytes) -> list[Packet]:
+        """The good packets that C{data} completes, in order; refusals are left in C{refused}."""
+        if self.closed:
+            return []
+        size = len(data)
+        self.bytes += size
+        chunks = self._chunks
+        if chunks is not None:
+            chunks.append(data)
+            self._have = size = self._have + size
+            if size < self._need:
+                return []
+            data = b"".join(chunks)
+            self._chunks = None
+        packets: list[Packet] = []
+        start = cut(data, 0, self._max_length, packets)
+        if start < size:
+            self._examine(data, start, packets)
+        self.packets += len(packets)
+        return packets
+
+    def end(self) -> Truncated | None:
+        """The stream is over: the refusal of an incomplete packet, if there is one."""
+        if self._chunks is None:
+            return None
+        return Truncated(f"{self._have} bytes of an incomplete packet")
+
+    def stop(self) -> None:
+        """Decode no more and hold nothing: from now on L{feed} returns no packet."""
+        self.closed = True
+        self._chunks = None
+
+    def _examine(self, data: bytes, start: int, packets: list[Packet]) -> None:
+        """See why cutting stopped at C{start}, and go on as far as it goes."""
+        size = len(data)
+        while size - start >= HEADER_LENGTH:
+            length, code, checksum = HEADER.unpack_from(data, start)
+            if not HEADER_LENGTH <= length <= self._max_length:
+                allowed = f"{HEADER_LENGTH} to {self._max_length}"
+                self._refuse(BadLength(f"pkgLen {length}, allowed {allowed}"), code, packets)
+                return
+            if start + length > size:
+                break
+            wrong = f"{checksum:#010x} for a body of {length - HEADER_LENGTH} bytes"
+            self._refuse(BadChecksum(wrong), code, packets)
+            if self.closed:
+                return
+            start = cut(data, start + length, self._max_length, packets)
+        if start < size:
+            self._chunks = [data[start:]]
+            self._have = size - start
+            self._need = length if self._have >= HEADER_LENGTH else HEADER_LENGTH
+
+    def _refuse(self, error: ProtocolError, code: int, packets: list[Packet]) -> None:
+        fatal = error.fatal or self._close_on_bad_checksum
+        self.packets += 1
+        self.refused.append(Refusal(error, code, len(packets) + len(self.refused), fatal))
+        if fatal:
+            self.stop()

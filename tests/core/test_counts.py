@@ -1,0 +1,58 @@
+"""Counts, and how many log lines a flood may cost."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from ccserver.core.counts import LineLimit
+
+
+class LineLimitTests(SynchronousTestCase):
+    def test_so_many_lines_of_a_kind_are_written_in_a_second(self):
+        lines = LineLimit(3)
+        admitted = [lines.admit("bad_crc", 7.0 + n / 10) for n in range(5)]
+        self.assertEqual(admitted, [0, 0, 0, None, None])
+
+    def test_the_next_line_tells_how_many_were_suppressed(self):
+        lines = LineLimit(1)
+        admitted = [lines.admit("bad_crc", now) for now in (7.0, 7.1, 7.2, 8.0, 9.0)]
+        self.assertEqual(admitted, [0, None, None, 2, 0])
+
+    def test_suppressed_lines_are_told_after_any_pause(self):
+        lines = LineLimit(1)
+        lines.admit("bad_crc", 7.0)
+        lines.admit("bad_crc", 7.0)
+        self.assertEqual(lines.admit("bad_crc", 1000.0), 1)
+
+    def test_kinds_do_not_share(self):
+        lines = LineLimit(1)
+        lines.admit("bad_crc", 7.0)
+        self.assertEqual(lines.admit("unknown_code", 7.0), 0)
+        self.assertIsNone(lines.admit("bad_crc", 7.0))
+
+    @given(
+        st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 900)), max_size=60),
+        st.integers(1, 5),
+    )
+    @settings(deadline=None)
+    def test_every_line_is_written_or_told_as_suppressed(
+        self, asked: list[tuple[str, int]], per_second: int
+    ):
+        lines, now = LineLimit(per_second), 0.0
+        written: list[tuple[str, int]] = []
+        told = {"a": 0, "b": 0}
+        for kind, pause in asked:
+            now += pause / 1000
+            suppressed = lines.admit(kind, now)
+            if suppressed is not None:
+                written.append((kind, int(now)))
+                told[kind] += suppressed
+        self.assertTrue(all(written.count(line) <= per_second for line in written))
+        for kind in "ab":
+            last = lines.admit(kind, now + 2)
+            self.assertEqual(
+                sum(k == kind for k, _ in asked),
+                sum(k == kind for k, _ in written) + told[kind] + (last or 0),
+            )

@@ -1,0 +1,269 @@
+"""Session: what a connection's packets say about it, and what its handlers may do."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from ccserver.core.framing import Packet, encode
+from ccserver.core.limits import FloodLimit, Heartbeat, SessionLimits
+from ccserver.core.session import CloseReason, Session
+from ccserver.errors import PacketTooLong
+from ccserver.message import Message, field
+from tests.core.test_framing import header, spoiled
+
+FLOOD = SessionLimits(flood=FloodLimit(0.1, 10))
+HEARTBEAT = SessionLimits(heartbeat=Heartbeat(5))
+
+
+class Point(Message):
+    x: int = field.i16()
+
+
+class Outlet:
+    """Remembers what a session sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.closes = 0
+
+    def send(self, frame: bytes) -> None:
+        self.sent.append(frame)
+
+    def close(self) -> None:
+        self.closes += 1
+
+
+def session(limits: SessionLimits | None = None, now: float = 0.0) -> Session:
+    return Session(7, "127.0.0.1:5000", "0.0.0.0:5678", limits or SessionLimits(), now)
+
+
+def read(session: Session, data: bytes, now: float) -> list[Packet]:
+    """One read, as the protocol has it done."""
+    packets = session.admit(session.decoder.feed(data), now)
+    session.take_refused()
+    return packets
+
+
+class HandlersViewTests(SynchronousTestCase):
+    def setUp(self):
+        self.session = session()
+        self.outlet = Outlet()
+        self.session.attach(self.outlet)
+
+    def test_state_is_a_dictionary_of_its_own(self):
+        self.session.state["user"] = "ada"
+        self.assertEqual(self.session.state, {"user": "ada"})
+        self.assertEqual(session().state, {})
+
+    def test_bytes_are_sent_as_a_packet(self):
+        self.session.send(9, b"hello")
+        self.assertEqual(self.outlet.sent, [encode(9, b"hello")])
+
+    def test_a_message_is_sent_as_its_body(self):
+        self.session.send(9, Point(x=1))
+        self.assertEqual(self.outlet.sent, [encode(9, b"\0\x01")])
+
+    def test_without_a_body_the_header_is_sent(self):
+        self.session.send(9)
+        self.assertEqual(self.outlet.sent, [encode(9)])
+
+    def test_too_long_a_body_is_refused(self):
+        self.assertRaises(PacketTooLong, self.session.send, 9, bytes(65528))
+
+    def test_a_code_that_does_not_exist_is_refused(self):
+        self.assertRaises(ValueError, self.session.send, 65536)
+
+    def test_a_message_that_cannot_be_encoded_is_refused(self):
+        self.assertRaises(ValueError, self.session.send, 9, Point(x=1 << 20))
+
+    def test_what_is_refused_is_not_sent(self):
+        self.assertRaises(ValueError, self.session.send, 65536)
+        self.assertEqual(self.outlet.sent, [])
+
+    def test_close_closes_through_the_outlet(self):
+        self.session.close()
+        self.assertEqual(self.outlet.closes, 1)
+
+    def test_without_a_connection_sending_and_closing_do_nothing(self):
+        alone = session()
+        alone.send(9, b"hello")
+        alone.close()
+        self.assertIsNone(alone.close_reason)
+
+
+class CloseReasonTests(SynchronousTestCase):
+    def test_the_words_are_those_of_the_log(self):
+        self.assertEqual(
+            sorted(map(str, CloseReason)),
+            [
+                "bad_crc",
+                "bad_length",
+                "client_closed",
+                "client_reset",
+                "connection_limit",
+                "flood",
+                "handler",
+                "idle",
+                "shutdown",
+                "truncated",
+            ],
+        )
+
+    def test_an_open_connection_has_none(self):
+        self.assertIsNone(session().close_reason)
+
+    def test_the_first_one_counts(self):
+        it = session()
+        it.stop(CloseReason.FLOOD)
+        it.stop(CloseReason.CLIENT_RESET)
+        self.assertIs(it.close_reason, CloseReason.FLOOD)
+
+    def test_a_stopped_session_decodes_no_more(self):
+        it = session()
+        it.stop(CloseReason.IDLE)
+        self.assertEqual(it.decoder.feed(encode(1)), [])
+
+    def test_the_end_between_packets_is_the_clients(self):
+        it = session()
+        it.decoder.feed(encode(1))
+        it.end_of_stream()
+        self.assertIs(it.close_reason, CloseReason.CLIENT_CLOSED)
+
+    def test_the_end_inside_a_packet_is_truncated(self):
+        it = session()
+        it.decoder.feed(encode(1)[:7])
+        it.end_of_stream()
+        self.assertIs(it.close_reason, CloseReason.TRUNCATED)
+
+    def test_the_end_behind_a_fatal_packet_is_that_ones(self):
+        it = session()
+        read(it, header(3), 0.0)
+        it.end_of_stream()
+        self.assertIs(it.close_reason, CloseReason.BAD_LENGTH)
+
+
+class RefusedTests(SynchronousTestCase):
+    def test_what_was_refused_is_taken_once(self):
+        it = session()
+        it.decoder.feed(spoiled(4, b"a"))
+        self.assertEqual([refusal.code for refusal in it.take_refused()], [4])
+        self.assertEqual(it.take_refused(), [])
+
+    def test_a_wrong_checksum_does_not_close(self):
+        it = session()
+        it.decoder.feed(spoiled(4, b"a"))
+        it.take_refused()
+        self.assertIsNone(it.close_reason)
+
+    def test_a_wrong_checksum_closes_where_that_is_asked_for(self):
+        it = session(SessionLimits(close_on_bad_checksum=True))
+        it.decoder.feed(spoiled(4, b"a"))
+        it.take_refused()
+        self.assertIs(it.close_reason, CloseReason.BAD_CRC)
+
+    def test_a_wrong_length_closes(self):
+        it = session()
+        it.decoder.feed(header(3))
+        it.take_refused()
+        self.assertIs(it.close_reason, CloseReason.BAD_LENGTH)
+
+
+class FloodTests(SynchronousTestCase):
+    def test_the_packet_that_is_too_much_is_dropped_and_closes(self):
+        it = session(FLOOD)
+        packets = read(it, b"".join(encode(n) for n in range(12)), 0.0)
+        self.assertEqual([code for code, _ in packets], list(range(10)))
+        self.assertIs(it.close_reason, CloseReason.FLOOD)
+
+    def test_packets_with_a_wrong_checksum_count_too(self):
+        it = session(FLOOD)
+        read(it, spoiled(1, b"a") * 11, 0.0)
+        self.assertIs(it.close_reason, CloseReason.FLOOD)
+
+    def test_refused_packets_do_not_push_good_ones_out(self):
+        it = session(FLOOD)
+        data = spoiled(1, b"a") * 3 + encode(2) * 4 + spoiled(1, b"a") * 2 + encode(3) * 4
+        packets = read(it, data, 0.0)
+        self.assertEqual([code for code, _ in packets], [2] * 4 + [3])
+
+    def test_ten_packets_at_once_are_no_flood(self):
+        it = session(FLOOD)
+        self.assertEqual(len(read(it, encode(1) * 10, 0.0)), 10)
+        self.assertIsNone(it.close_reason)
+
+    def test_behind_a_flood_nothing_is_decoded(self):
+        it = session(FLOOD)
+        read(it, encode(1) * 11, 0.0)
+        self.assertEqual(read(it, encode(1), 100.0), [])
+
+    @given(
+        st.lists(
+            st.tuples(st.lists(st.sampled_from("gb"), max_size=14), st.integers(0, 250)),
+            max_size=10,
+        ),
+        st.integers(1, 12),
+    )
+    @settings(deadline=None, max_examples=200)
+    def test_what_is_let_through_is_what_the_familys_rule_lets_through(
+        self, reads: list[tuple[list[str], int]], count: int
+    ):
+        it = session(SessionLimits(flood=FloodLimit(100.0, count)))
+        got: list[int] = []
+        expected: list[int] = []
+        now, number, quick, last = 0.0, 0, 0, None
+        closed = False
+        for kinds, pause in reads:
+            now += pause
+            data = b""
+            for kind in kinds:
+                number += 1
+                data += encode(number, b"x") if kind == "g" else spoiled(number, b"x")
+                if closed:
+                    continue
+                quick = quick + 1 if last is not None and now - last < 100.0 else 0
+                last = now
+                closed = quick >= count
+                if kind == "g" and not closed:
+                    expected.append(number)
+            got += [code for code, _ in read(it, data, now)]
+        self.assertEqual(got, expected)
+        self.assertEqual(it.close_reason, CloseReason.FLOOD if closed else None)
+
+
+class HeartbeatTests(SynchronousTestCase):
+    def test_the_beginning_is_a_sign_of_life(self):
+        self.assertEqual(session(HEARTBEAT, now=3.0).heard, 3.0)
+
+    def test_any_complete_packet_is_one(self):
+        it = session(HEARTBEAT)
+        read(it, encode(5, b"a"), 9.0)
+        self.assertEqual(it.heard, 9.0)
+
+    def test_bytes_that_complete_no_packet_are_none(self):
+        it = session(HEARTBEAT)
+        read(it, encode(5, b"a")[:-1], 9.0)
+        self.assertEqual(it.heard, 0.0)
+
+    def test_with_ping_only_another_packet_is_none(self):
+        it = session(SessionLimits(heartbeat=Heartbeat(5), ping_only=True))
+        read(it, encode(5, b"a"), 9.0)
+        self.assertEqual(it.heard, 0.0)
+
+    def test_with_ping_only_a_ping_is_one_wherever_it_stands(self):
+        it = session(SessionLimits(heartbeat=Heartbeat(5), ping_only=True))
+        read(it, encode(5, b"a") + encode(0) + encode(5, b"a"), 9.0)
+        self.assertEqual(it.heard, 9.0)
+
+    def test_with_ping_only_a_ping_with_a_wrong_checksum_is_none(self):
+        it = session(SessionLimits(heartbeat=Heartbeat(5), ping_only=True))
+        read(it, spoiled(0, b""), 9.0)
+        self.assertEqual(it.heard, 0.0)
+
+
+class CountTests(SynchronousTestCase):
+    def test_bytes_and_packets_in_are_the_decoders(self):
+        it = session()
+        it.decoder.feed(encode(1) + spoiled(2, b"b") + b"\0")
+        self.assertEqual((it.packets_in, it.bytes_in), (2, 18))
