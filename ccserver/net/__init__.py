@@ -1,0 +1,1 @@
+"""What moves bytes: reactor, transport, protocol, lanes and the connection table."""

@@ -1,0 +1,120 @@
+"""The connection table: who is connected, how many may be, and when they are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from ccserver.core.counts import Counts, LineLimit
+from ccserver.core.limits import Heartbeat, HeartbeatWheel
+from ccserver.core.session import CloseReason, Session
+
+SEQUENCE_BITS = 40
+"""Connection ids of one worker process: its number above, a sequence of 40 bits below."""
+
+LINES_PER_SECOND = 10
+"""Log lines of one kind of refusal in a second; what more there is, is only counted."""
+
+
+class Connection(Protocol):
+    """What the table needs of a connection."""
+
+    session: Session
+
+    def finish(self) -> None:
+        """Answer what has been received, then close."""
+
+    def close(self, reason: CloseReason) -> None:
+        """Send what was sent so far, then close."""
+
+    def abort(self) -> None:
+        """Close at once."""
+
+
+class Connections:
+    """The connections of a worker by id, and what is common to them.
+
+    @ivar counts: what the worker counts.
+    @ivar lines: how many log lines refusals may cost.
+    @ivar draining: the worker is stopping: a connection made now is finished at once.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        process_number: int,
+        counts: Counts,
+        clock: Callable[[], float],
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
+        """
+        @param limit: how many there may be.
+        @param process_number: which of all the worker processes of this server it is, from 0;
+            it keeps ids apart.
+        @param clock: monotonic seconds.
+        """
+        self.counts = counts
+        self.lines = LineLimit(LINES_PER_SECOND)
+        self.clock = clock
+        self.draining = False
+        self._limit = limit
+        self._last_id = process_number << SEQUENCE_BITS
+        self._by_id: dict[int, Connection] = {}
+        self._heartbeat = heartbeat
+        self._wheel: HeartbeatWheel[Connection] | None = None
+        if heartbeat is not None:
+            self._wheel = HeartbeatWheel(heartbeat, clock())
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Connection]:
+        """The connections there are now; they may go while one iterates."""
+        return iter(list(self._by_id.values()))
+
+    @property
+    def full(self) -> bool:
+        """Whether one more would be too many."""
+        return len(self._by_id) >= self._limit
+
+    def next_id(self) -> int:
+        """A connection id: 64 bits, never used again."""
+        self._last_id += 1
+        return self._last_id
+
+    def add(self, connection: Connection) -> None:
+        session = connection.session
+        self._by_id[session.id] = connection
+        if self._wheel is not None:
+            self._wheel.add(connection, session.started)
+
+    def remove(self, connection: Connection) -> None:
+        """Forget a connection that ended, and count it under its close reason."""
+        session = connection.session
+        del self._by_id[session.id]
+        self.counts.closed[session.close_reason or CloseReason.CLIENT_RESET] += 1
+        if self._wheel is not None:
+            self._wheel.remove(connection, session.started)
+
+    def check_heartbeats(self) -> None:
+        """Close the connections whose check has come and which were silent too long.
+
+        Called about once a second.
+        """
+        if self._wheel is None or self._heartbeat is None:
+            return
+        now = self.clock()
+        for connection in self._wheel.due(now):
+            if self._heartbeat.expired(connection.session.heard, now):
+                connection.close(CloseReason.IDLE)
+
+    def finish(self) -> None:
+        """Let every connection answer what it has received, then close."""
+        self.draining = True
+        for connection in self:
+            connection.finish()
+
+    def abort(self) -> None:
+        """Close all at once."""
+        for connection in self:
+            connection.abort()

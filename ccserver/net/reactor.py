@@ -1,0 +1,100 @@
+"""The worker's reactor: Twisted's epoll reactor with less to do for an event."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+from collections.abc import Callable
+from select import EPOLLIN
+from typing import Any, Protocol
+
+from twisted.internet.epollreactor import EPollReactor
+from twisted.python import log
+
+TURN = 128
+"""Events of one turn. What a turn writes is sent at its end, so this bounds how long the first
+reply waits for the others; it also keeps the poll's buffer small."""
+
+
+class Flushable(Protocol):
+    """Something that gathers work during a turn."""
+
+    def flush(self) -> None:
+        """Do it; never calls a protocol back, and never raises."""
+
+
+class DirectReactor(EPollReactor):
+    """An L{EPollReactor} that calls a readable descriptor directly, and sends once a turn.
+
+    The stock one wraps every event into C{log.callWithLogger}; here only an event that is more
+    than "readable", and the report of an exception, have that log context (DESIGN 2). What the
+    events of a turn write is sent behind the last of them (docs/design/data-path.md). C{seconds}
+    is the monotonic clock, so that a change of the system's time moves no timer. All else is
+    inherited.
+
+    @ivar flush_later: flush a transport at the end of this turn, before the reactor sleeps.
+    """
+
+    seconds = staticmethod(time.monotonic)
+
+    _poller: Any
+    _selectables: dict[int, Any]
+    _disconnectSelectable: Any
+
+    def __init__(self) -> None:
+        self._unflushed: list[Flushable] = []
+        self.flush_later: Callable[[Flushable], None] = self._unflushed.append
+        EPollReactor.__init__(self)
+
+    def doPoll(self, timeout: float | None) -> None:
+        if self._unflushed:
+            gathered = self._unflushed.copy()
+            self._unflushed.clear()
+            for flushable in gathered:
+                flushable.flush()
+        try:
+            events = self._poller.poll(-1 if timeout is None else timeout, TURN)
+        except OSError as error:
+            if error.errno == errno.EINTR:
+                return
+            raise
+        selectables = self._selectables
+        for fd, event in events:
+            selectable = selectables.get(fd)
+            if selectable is None:
+                continue
+            if event != EPOLLIN:
+                log.callWithLogger(selectable, self._doReadOrWrite, selectable, fd, event)
+                continue
+            try:
+                why = selectable.doRead()
+            except BaseException:
+                why = sys.exc_info()[1]
+                log.callWithLogger(selectable, log.err)
+            if why:
+                self._disconnectSelectable(selectable, why, True)
+
+    doIteration = doPoll
+
+    def mainLoop(self) -> None:
+        """As inherited, but looks for due calls only where there can be one."""
+        while self._started:
+            try:
+                while self._started:
+                    self.doPoll(self._due())
+            except BaseException:
+                log.err(None, "Unexpected error in the main loop.")
+
+    def _due(self) -> float | None:
+        """Run what is due; the seconds until the next timed call, None if there is none."""
+        if not (self.threadCallQueue or self._newTimedCalls or self._justStopped):
+            if not self.running:
+                return 0
+            if not self._pendingTimedCalls:
+                return None
+            wait = self._pendingTimedCalls[0].time - self.seconds()
+            if 0 < wait < 2147483:
+                return wait
+        self.runUntilCurrent()
+        return self.timeout() if self.running else 0

@@ -1,0 +1,145 @@
+"""The connection table: ids, the limit, the counts and the heartbeat."""
+
+from __future__ import annotations
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from ccserver.core.counts import Counts
+from ccserver.core.limits import Heartbeat, SessionLimits
+from ccserver.core.session import CloseReason, Session
+from ccserver.net.connections import Connections
+
+
+class Connection:
+    """What the table needs of one, remembering what it is told."""
+
+    def __init__(self, table: Connections, now: float = 0.0) -> None:
+        self.session = Session(table.next_id(), "peer", "server", SessionLimits(), now)
+        self.told: list[object] = []
+
+    def finish(self) -> None:
+        self.told.append("finish")
+
+    def close(self, reason: CloseReason) -> None:
+        self.told.append(reason)
+
+    def abort(self) -> None:
+        self.told.append("abort")
+
+
+class ConnectionsCase(SynchronousTestCase):
+    def table(
+        self, limit: int = 10, number: int = 0, heartbeat: Heartbeat | None = None
+    ) -> Connections:
+        self.clock = Clock()
+        self.counts = Counts()
+        return Connections(limit, number, self.counts, self.clock.seconds, heartbeat)
+
+    def filled(self, table: Connections, count: int) -> list[Connection]:
+        connections = [Connection(table, self.clock.seconds()) for _ in range(count)]
+        for connection in connections:
+            table.add(connection)
+        return connections
+
+
+class TableTests(ConnectionsCase):
+    def test_it_is_full_at_its_limit(self):
+        table = self.table(limit=2)
+        first, _ = self.filled(table, 2)
+        self.assertTrue(table.full)
+        table.remove(first)
+        self.assertFalse(table.full)
+        self.assertEqual(len(table), 1)
+
+    def test_ids_are_never_used_again(self):
+        table = self.table()
+        seen = set()
+        for _ in range(100):
+            (connection,) = self.filled(table, 1)
+            seen.add(connection.session.id)
+            table.remove(connection)
+        self.assertEqual(len(seen), 100)
+
+    def test_processes_do_not_share_ids(self):
+        tables = [self.table(number=number) for number in range(100)]
+        ids = [table.next_id() for table in tables for _ in range(100)]
+        self.assertEqual(len(set(ids)), 100 * 100)
+
+    def test_ids_are_64_bits_for_millions_of_processes(self):
+        self.assertLess(self.table(number=(1 << 24) - 1).next_id(), 1 << 64)
+
+    def test_who_goes_is_counted_under_his_reason(self):
+        table = self.table()
+        one, other = self.filled(table, 2)
+        one.session.stop(CloseReason.FLOOD)
+        table.remove(one)
+        table.remove(other)
+        self.assertEqual(self.counts.closed, {"flood": 1, "client_reset": 1})
+
+    def test_connections_may_go_while_one_looks_at_them(self):
+        table = self.table()
+        self.filled(table, 5)
+        for connection in table:
+            table.remove(connection)
+        self.assertEqual(len(table), 0)
+
+    def test_finish_is_told_to_all_and_remembered(self):
+        table = self.table()
+        connections = self.filled(table, 3)
+        self.assertFalse(table.draining)
+        table.finish()
+        self.assertEqual([connection.told for connection in connections], [["finish"]] * 3)
+        self.assertTrue(table.draining)
+
+    def test_abort_is_told_to_all(self):
+        table = self.table()
+        connections = self.filled(table, 3)
+        table.abort()
+        self.assertEqual([connection.told for connection in connections], [["abort"]] * 3)
+
+
+class HeartbeatTests(ConnectionsCase):
+    def tick(self, table: Connections, seconds: int) -> None:
+        for _ in range(seconds):
+            self.clock.advance(1)
+            table.check_heartbeats()
+
+    def test_the_silent_ones_are_closed(self):
+        table = self.table(heartbeat=Heartbeat(5))
+        silent, loud = self.filled(table, 2)
+        for _ in range(8):
+            loud.session.heard = self.clock.seconds()
+            self.tick(table, 4)
+        self.assertIn(CloseReason.IDLE, silent.told)
+        self.assertEqual(loud.told, [])
+
+    def test_not_before_their_time(self):
+        table = self.table(heartbeat=Heartbeat(5))
+        (silent,) = self.filled(table, 1)
+        self.tick(table, 25)
+        self.assertEqual(silent.told, [])
+        self.tick(table, 2)
+        self.assertEqual(silent.told, [CloseReason.IDLE])
+
+    def test_kick_closes_a_new_one_only_after_the_interval(self):
+        table = self.table(heartbeat=Heartbeat(5, kick=True))
+        self.clock.advance(0.7)
+        (connection,) = self.filled(table, 1)
+        self.tick(table, 4)
+        self.assertEqual(connection.told, [])
+        self.tick(table, 2)
+        self.assertEqual(connection.told, [CloseReason.IDLE])
+
+    def test_who_has_gone_is_not_closed(self):
+        table = self.table(heartbeat=Heartbeat(5, kick=True))
+        (gone,) = self.filled(table, 1)
+        table.remove(gone)
+        self.tick(table, 20)
+        self.assertEqual(gone.told, [])
+
+    def test_without_a_heartbeat_nobody_is(self):
+        table = self.table()
+        (silent,) = self.filled(table, 1)
+        self.tick(table, 1000)
+        self.assertEqual(silent.told, [])
