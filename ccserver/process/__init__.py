@@ -1,0 +1,1 @@
+"""What keeps processes alive: master, workers, the link between them, sockets and logs."""

@@ -1,0 +1,165 @@
+"""The service that twistd runs: log, sockets, signals and exit status, however it serves."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from setproctitle import setproctitle
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver
+from twisted.python.components import Componentized
+
+from ccserver.config import Config
+from ccserver.errors import StartError
+from ccserver.process.listening import Listening
+from ccserver.process.logs import LineObserver, ProcessLogger, bridge_stdlib
+
+GRACEFUL = (signal.SIGTERM, signal.SIGQUIT)
+REOPEN = signal.SIGUSR1
+UNUSED = (signal.SIGHUP, signal.SIGUSR2, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU)
+ECHO = 0.25
+"""Seconds in which a second signal to stop is the same one: C{timeout} and a terminal signal the
+process and its group."""
+
+SIGNALS = (*GRACEFUL, signal.SIGINT, REOPEN, *UNUSED)
+
+
+class ServerService(Service):
+    """What twistd starts. Opens nothing before C{privilegedStartService} (STYLE 9).
+
+    TERM and QUIT stop gracefully, within C{ShutdownTimeout}; a second one, or INT, at once.
+    USR1 opens the log file anew. A TERM or INT also ends the process, at the end, by that
+    signal, which is twistd's convention; QUIT, with status 0.
+    """
+
+    log = ProcessLogger()
+    name = "ccserver"
+
+    def __init__(self, reactor: Any, config: Config, observer: LineObserver) -> None:
+        self._reactor = reactor
+        self._config = config
+        self._observer = observer
+        self._listening = Listening(config.listen.addresses, config.listen.backlog)
+        self._graceful = True
+        self._stopping = False
+        self._failed = False
+        self._stopped_at = 0.0
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Become part of C{parent}, whose log goes where the configuration says."""
+        if isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self._observer)
+        Service.setServiceParent(self, parent)
+
+    def privilegedStartService(self) -> None:
+        """Open the log and the ports, which may need root's rights.
+
+        @raise StartError: one of them cannot be opened.
+        """
+        try:
+            self._observer.open()
+        except OSError as error:
+            raise StartError(f"cannot open the log file: {error}") from None
+        bridge_stdlib()
+        for warning in self._config.warnings:
+            self.log.warn("{text}", text=warning)  # "warning" has a meaning of its own in Twisted
+        self._listening.open(self._slots())
+        Service.privilegedStartService(self)
+
+    def startService(self) -> None:
+        self._take_signals()
+        self._reactor.callWhenRunning(self._run)
+        Service.startService(self)
+
+    def stopService(self) -> Deferred[None]:
+        """Stop serving; fires when all is over, within C{ShutdownTimeout} and a second."""
+        self._stopping = True
+        Service.stopService(self)
+        self.log.notice("stopping")
+        return self._end(self._graceful).addErrback(
+            lambda failure: self.log.failure("while stopping", failure)
+        )
+
+    def fail(self, status: int, reason: str) -> None:
+        """End the server with an exit status that says why it cannot serve."""
+        self.log.emerg("{reason}", reason=reason)
+        if self._failed:
+            return  # the first failure decides, and has stopped the reactor
+        self._failed = True
+        self._graceful = False
+        atexit.register(_exit, status)
+        if self._reactor.running and not self._stopping:
+            self._reactor.stop()
+
+    def _slots(self) -> int:
+        """For how many workers sockets are opened."""
+        raise NotImplementedError
+
+    def _begin(self) -> None:
+        """Serve: the reactor runs."""
+        raise NotImplementedError
+
+    def _end(self, graceful: bool) -> Deferred[None]:
+        """Stop serving."""
+        raise NotImplementedError
+
+    def _hasten(self) -> None:
+        """A graceful stop is under way: stop at once."""
+        raise NotImplementedError
+
+    def _reopen(self) -> None:
+        """Open the log file anew."""
+        self._observer.reopen()
+
+    def _run(self) -> None:
+        self._take_signals()  # again: the reactor has taken TERM and INT for itself
+        setproctitle(f"ccserver: master process {self._config.path}")
+        self._begin()
+
+    def _take_signals(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self._signalled)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._handle, signal.Signals(number))
+
+    def _handle(self, number: signal.Signals) -> None:
+        if number is REOPEN:
+            self._guard(self._reopen)
+        elif number in UNUSED:
+            self.log.notice("signal {name} has no meaning here", name=number.name)
+        elif self._stopping and self._reactor.seconds() - self._stopped_at < ECHO:
+            pass
+        elif self._stopping:
+            self.log.notice("{name} again: stopping at once", name=number.name)
+            self._hasten()
+        else:
+            self.log.notice("{name} received", name=number.name)
+            self._graceful = number in GRACEFUL
+            self._stopped_at = self._reactor.seconds()
+            if number is signal.SIGQUIT:
+                self._reactor.stop()
+            elif number is signal.SIGINT:
+                self._reactor.sigInt(number)
+            else:
+                self._reactor.sigTerm(number)
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self.log.error("{action}: {error}", action=action.__name__.strip("_"), error=error)
+
+
+def _exit(status: int) -> None:
+    """End with C{status}: twistd has none for a service that failed while it ran."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

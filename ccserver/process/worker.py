@@ -1,0 +1,267 @@
+"""The worker process: started by the master with the descriptors it needs, and nothing else.
+
+C{python -P -m ccserver.process.worker}, with the link as descriptor 3, its order as 4, and the
+listening sockets from 5 on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from threading import Event, Thread
+from typing import Any
+
+from setproctitle import setproctitle
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.main import installReactor
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.task import LoopingCall
+from twisted.protocols import amp
+from twisted.python.failure import Failure
+
+from ccserver.config import Address, Config
+from ccserver.errors import AppError, CcserverError
+from ccserver.loading import load_app
+from ccserver.net.reactor import DirectReactor
+from ccserver.process import link, logs
+from ccserver.process.serving import Server
+
+LINK_FD, ORDER_FD, SOCKETS_FD = 3, 4, 5
+"""The descriptors of a worker process; 0 is /dev/null, 1 and 2 are the master's."""
+
+EXIT_START, EXIT_APP = 3, 4
+"""Exit statuses: the worker cannot start, the application cannot be loaded (DESIGN 6)."""
+
+ORPHAN_TIMEOUT = 0.5
+"""Seconds that a worker without a master takes to answer what it has received."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGQUIT)
+IGNORED = (
+    signal.SIGINT,  # ^C goes to the whole foreground group: the master decides
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the master tells a worker at its start.
+
+    @ivar text: the configuration, as the master has read it.
+    @ivar path: its file's name.
+    @ivar base: the folder that its relative paths start from.
+    @ivar slot: the worker's number, from 0.
+    @ivar process_number: which of all worker processes it is, from 0.
+    @ivar stderr: log to stderr as well.
+    """
+
+    text: str
+    path: str
+    base: str
+    slot: int
+    process_number: int
+    stderr: bool
+
+    def dump(self) -> bytes:
+        """The order as bytes."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def load(cls, data: bytes) -> Order:
+        """The order that L{dump} made bytes of."""
+        return cls(**json.loads(data))
+
+
+class _Link(amp.AMP):
+    """The worker's end of the link."""
+
+    def __init__(self, process: WorkerProcess) -> None:
+        amp.AMP.__init__(self)
+        self._process = process
+
+    @link.Stop.responder
+    def stop(self, graceful: bool, timeout: float) -> dict[str, Any]:
+        self._process.stop(graceful, timeout)
+        return {}
+
+    @link.Reopen.responder
+    def reopen(self) -> dict[str, Any]:
+        try:
+            self._process.observer.reopen()
+        except OSError as error:  # an answer that fails would end the link, and us with it
+            self._process.log.error("reopen: {error}", error=error)
+        return {}
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        amp.AMP.connectionLost(self, reason)
+        self._process.orphaned()
+
+
+class _Watch(Thread):
+    """Ends a worker without a master whose reactor is blocked, and so does not notice."""
+
+    def __init__(self, link_fd: int, noticed: Event) -> None:
+        """@param noticed: set when the reactor has seen the end of the link."""
+        Thread.__init__(self, name="watch", daemon=True)
+        self._fd = os.dup(link_fd)
+        self._noticed = noticed
+
+    def run(self) -> None:
+        end = select.poll()
+        end.register(self._fd, select.POLLRDHUP)
+        end.poll()
+        if not self._noticed.wait(ORPHAN_TIMEOUT):
+            os._exit(EXIT_START)
+
+
+class WorkerProcess:
+    """A worker's life: start, say so, serve, stop.
+
+    @ivar status: the exit status it ends with.
+    """
+
+    log = logs.ProcessLogger()
+
+    def __init__(
+        self, reactor: Any, order: Order, config: Config, observer: logs.LineObserver
+    ) -> None:
+        self.status = 0
+        self.observer = observer
+        self._reactor = reactor
+        self._order = order
+        self._config = config
+        self._link: Any = _Link(self)
+        self._server: Server | None = None
+        self._stopping = False
+        self._ended = False
+        self._noticed = Event()
+        self._title = LoopingCall(self._show_title)
+        self._title.clock = reactor
+
+    def begin(self) -> None:
+        """Take the descriptors, listen to signals, and start."""
+        factory = Factory.forProtocol(lambda: self._link)
+        factory.noisy = False
+        self._reactor.adoptStreamConnection(LINK_FD, socket.AF_UNIX, factory)
+        _Watch(LINK_FD, self._noticed).start()
+        os.close(LINK_FD)
+        for number in SIGNALS:
+            signal.signal(number, self._signalled)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        Deferred.fromCoroutine(self._start()).addErrback(self._broken)
+
+    def stop(self, graceful: bool, timeout: float) -> None:
+        """Stop, and end the process; a second call that is not graceful cuts the first short."""
+        Deferred.fromCoroutine(self._stop(graceful, timeout)).addErrback(self._broken)
+
+    def orphaned(self) -> None:
+        """The master is gone: so must we be, for nobody would replace or stop us."""
+        self._noticed.set()
+        if not self._stopping:
+            self.log.alert("the master process is gone: stopping")
+            self.stop(True, ORPHAN_TIMEOUT)
+
+    async def _start(self) -> None:
+        config = self._config
+        self._title.start(1.0, now=True)
+        try:
+            app = load_app(config.app.app, config.app.path)
+            server = Server(
+                self._reactor,
+                config,
+                app,
+                self._sockets(config.listen.addresses),
+                self._order.slot,
+                self._order.process_number,
+            )
+            await server.start()
+        except CcserverError as error:
+            await self._fail(EXIT_APP if isinstance(error, AppError) else EXIT_START, str(error))
+            return
+        self._server = server
+        if not self._stopping:
+            with suppress(ConnectionLost, ConnectionDone):  # stopped before it was answered
+                await self._link.callRemote(link.Ready)
+
+    async def _stop(self, graceful: bool, timeout: float) -> None:
+        self._stopping = True
+        self._show_title()
+        if self._server is not None:
+            await self._server.stop(graceful, timeout)
+        self._end()
+
+    async def _fail(self, status: int, reason: str) -> None:
+        self.status = status
+        self._stopping = True
+        self.log.failure("cannot start")
+        with suppress(Exception):  # no master, nobody to tell
+            await self._link.callRemote(
+                link.Failed, status=status, reason=reason[: link.REASON_LIMIT]
+            )
+        self._end()
+
+    def _broken(self, failure: Failure) -> None:
+        """A bug, not a refusal: end, the master will start another."""
+        self.log.failure("worker process is broken", failure)
+        self.status = self.status or EXIT_START
+        self._stopping = True
+        self._end()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._reactor.stop()
+
+    def _sockets(self, addresses: tuple[Address, ...]) -> list[tuple[Address, socket.socket]]:
+        return [
+            (address, socket.socket(fileno=SOCKETS_FD + place))
+            for place, address in enumerate(addresses)
+        ]
+
+    def _signalled(self, number: int, frame: object) -> None:
+        timeout = self._config.process.shutdown_timeout
+        self._reactor.callFromThread(self.stop, True, timeout)
+
+    def _show_title(self) -> None:
+        count = len(self._server.connections) if self._server is not None else 0
+        doing = " is shutting down" if self._stopping else ""
+        setproctitle(f"ccserver: worker process {self._order.slot}{doing} ({count} connections)")
+
+
+def main() -> None:
+    """Run a worker until it is told to stop."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    with open(ORDER_FD, "rb") as file:
+        order = Order.load(file.read())
+    config = Config.parse(order.text, order.path, order.base)
+    observer = logs.LineObserver(config.log.file, config.log.level, order.stderr)
+    try:
+        observer.open()
+    except OSError as error:
+        logs.last_words(f"cannot open the log file: {error}")
+    logs.begin(observer)
+    reactor = DirectReactor()
+    installReactor(reactor)
+    process = WorkerProcess(reactor, order, config, observer)
+    reactor.callWhenRunning(process.begin)
+    reactor.run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # not sys.exit: a handler that never returns must not keep the process (its thread) alive
+    os._exit(process.status)
+
+
+if __name__ == "__main__":
+    main()
