@@ -1,0 +1,144 @@
+"""The applications that the functional tests serve, all on one L{App}, and one that does not start.
+
+C{def} handlers run in the pool, C{async def} ones on the reactor.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from ccserver import App, Message, Session, Worker, field
+
+PING, REACTOR, THREAD, AWAIT, PID = range(5)
+SLEEP, LATER, BLOCK = 10, 11, 12
+RAISE_REACTOR, RAISE_THREAD, TOO_LONG, WRONG_TYPE = range(20, 24)
+PUSH, SILENT, CLOSE, COUNT, POINT = range(30, 35)
+
+ECHOES = (REACTOR, THREAD, AWAIT)
+"""The codes under which what was sent comes back, handled in different ways."""
+
+PUSHES = 100
+
+echo = App()
+refuses_to_start = App()
+
+
+class Point(Message):
+    x: int = field.i32()
+    y: int = field.i32()
+    name: str = field.chars(8)
+
+
+@echo.message(PING)
+async def ping(session: Session, request: None) -> bytes:
+    return b""
+
+
+@echo.message(REACTOR)
+async def echo_on_reactor(session: Session, request: bytes) -> bytes:
+    return request
+
+
+@echo.message(THREAD)
+def echo_in_thread(session: Session, request: bytes) -> bytes:
+    return request
+
+
+@echo.message(AWAIT)
+async def echo_after_a_turn(session: Session, request: bytes) -> bytes:
+    await _later(0)
+    return request
+
+
+@echo.message(PID)
+async def process_id(session: Session, request: bytes) -> bytes:
+    return b"%d" % os.getpid()
+
+
+@echo.message(SLEEP)
+def sleep(session: Session, request: bytes) -> bytes:
+    """Block a thread for so many milliseconds."""
+    time.sleep(int(request) / 1000)
+    return request
+
+
+@echo.message(LATER)
+async def answer_later(session: Session, request: bytes) -> bytes:
+    """Wait for so many milliseconds, without blocking anything."""
+    await _later(int(request) / 1000)
+    return request
+
+
+@echo.message(BLOCK)
+async def block_reactor(session: Session, request: bytes) -> bytes:
+    """What no handler may do."""
+    time.sleep(int(request) / 1000)
+    return request
+
+
+@echo.message(RAISE_REACTOR)
+async def raise_on_reactor(session: Session, request: bytes) -> bytes:
+    raise ValueError("no such song")
+
+
+@echo.message(RAISE_THREAD)
+def raise_in_thread(session: Session, request: bytes) -> bytes:
+    raise ValueError("no such song")
+
+
+@echo.message(TOO_LONG)
+async def return_too_much(session: Session, request: bytes) -> bytes:
+    return bytes(70000)
+
+
+@echo.message(WRONG_TYPE)
+def return_text(session: Session, request: bytes) -> str:
+    return "text"
+
+
+@echo.message(PUSH)
+async def push_from_a_thread(session: Session, request: bytes) -> None:
+    def push() -> None:
+        for number in range(PUSHES):
+            session.send(PUSH, b"%d" % number)
+
+    threading.Thread(target=push, daemon=True).start()
+
+
+@echo.message(SILENT)
+def answer_nothing(session: Session, request: bytes) -> None:
+    pass
+
+
+@echo.message(CLOSE)
+async def close(session: Session, request: bytes) -> bytes:
+    session.close()
+    return request
+
+
+@echo.message(COUNT)
+async def count(session: Session, request: bytes) -> bytes:
+    """How many such requests there have been in this process."""
+    echo.state["count"] = echo.state.get("count", 0) + 1
+    return b"%d" % echo.state["count"]
+
+
+@echo.message(POINT)
+def mirror(session: Session, request: Point) -> Point:
+    return Point(x=request.y, y=request.x, name=request.name)
+
+
+@refuses_to_start.on_worker_start
+def refuse(worker: Worker) -> None:
+    raise RuntimeError("the licence has expired")
+
+
+def _later(seconds: float) -> Deferred[None]:
+    from twisted.internet import reactor
+
+    return deferLater(reactor, seconds, lambda: None)
