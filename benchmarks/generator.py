@@ -1,0 +1,166 @@
+"""Builds and drives the load generator: a process that says when its counted window runs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+_FOLDER = Path(__file__).resolve().parent
+_SOURCE = _FOLDER / "load.c"
+_FALLBACK = _FOLDER / "load.py"
+_BUILD = _FOLDER / ".build"
+
+
+class GeneratorError(Exception):
+    """The generator saw a reply that was not the one due, or could not run."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How many connections, with how many packets in flight on each."""
+
+    connections: int
+    depth: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Cell":
+        """Read C{"64x1"}; raise C{ValueError} where that is not what it says."""
+        connections, _, depth = text.partition("x")
+        cell = cls(int(connections), int(depth))
+        if cell.connections < 1 or cell.depth < 1:
+            raise ValueError(text)
+        return cell
+
+    def __str__(self) -> str:
+        return f"{self.connections}x{self.depth}"
+
+
+@dataclass(frozen=True)
+class Load:
+    """One run of the generator; C{packets} counts instead of C{seconds} where it is not 0."""
+
+    cell: Cell
+    body: int = 32
+    code: int = 1
+    seconds: float = 2.0
+    packets: int = 0
+    warmup: float = 0.3
+    ordered: bool = True
+
+    def arguments(self) -> list[str]:
+        """The command line of load.c and load.py."""
+        arguments = [f"--connections={self.cell.connections}", f"--depth={self.cell.depth}"]
+        arguments += [f"--body={self.body}", f"--code={self.code}", f"--warmup={self.warmup}"]
+        arguments.append(
+            f"--packets={self.packets}" if self.packets else f"--seconds={self.seconds}"
+        )
+        return arguments if self.ordered else [*arguments, "--unordered"]
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What the generator reports of its counted window."""
+
+    generator: str
+    connections: int
+    depth: int
+    body: int
+    packets: int
+    seconds: float
+    packets_per_second: float
+    p50_us: float
+    p99_us: float
+    p999_us: float
+    cpu_seconds: float
+
+    @classmethod
+    def parse(cls, text: str) -> "LoadResult":
+        """Read the generator's JSON."""
+        values: dict[str, Any] = json.loads(text)
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+def compiler() -> str | None:
+    """The C compiler that is there: $CC or cc."""
+    return shutil.which(os.environ.get("CC", "cc"))
+
+
+def compiled_generator() -> list[str]:
+    """The command of load.c, built first where it has to be.
+
+    @raise GeneratorError: there is no compiler, or it refuses.
+    """
+    program = _BUILD / "load"
+    if program.exists() and program.stat().st_mtime > _SOURCE.stat().st_mtime:
+        return [str(program)]
+    cc = compiler()
+    if cc is None:
+        raise GeneratorError("no C compiler")
+    _BUILD.mkdir(exist_ok=True)
+    fresh = _BUILD / f"load.{os.getpid()}"
+    build = [cc, "-O2", "-Wall", "-o", str(fresh), str(_SOURCE)]
+    done = subprocess.run(build, capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode:
+        raise GeneratorError(f"load.c does not compile:\n{done.stderr}")
+    fresh.replace(program)  # two runs at once never see half a file
+    return [str(program)]
+
+
+def python_generator() -> list[str]:
+    """The command of load.py."""
+    return [sys.executable, str(_FALLBACK)]
+
+
+def generator_command() -> list[str]:
+    """The compiled generator where a compiler is, otherwise the one in Python."""
+    return compiled_generator() if compiler() else python_generator()
+
+
+def generate(
+    command: list[str],
+    load: Load,
+    host: str,
+    port: int,
+    core: int | None,
+    at_start: Callable[[], None],
+    at_end: Callable[[], None],
+) -> LoadResult:
+    """Run one load; call back where the counted window starts and ends, with nothing in flight.
+
+    @raise GeneratorError: with the generator's own message.
+    """
+    with subprocess.Popen(
+        [*command, *load.arguments(), "--marks", host, str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=None if core is None else partial(os.sched_setaffinity, 0, {core}),
+    ) as process:
+        try:
+            _at_mark(process, "start", at_start)
+            _at_mark(process, "end", at_end)
+            output, errors = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise GeneratorError(errors.strip())
+    return LoadResult.parse(output)
+
+
+def _at_mark(process: subprocess.Popen[str], word: str, action: Callable[[], None]) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    if process.stdout.readline().strip() != word:
+        _, errors = process.communicate()
+        raise GeneratorError(errors.strip() or f"ended with status {process.returncode}")
+    action()
+    process.stdin.write("\n")
+    process.stdin.flush()
