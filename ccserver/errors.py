@@ -47,6 +47,18 @@ class StartError(CcserverError):
     reason = "start"
 
 
+class OperationFailed(CcserverError):
+    """An operator's command was not carried out, or not to its end: the text says why."""
+
+    reason = "operation_failed"
+
+
+class NotCarried(CcserverError):
+    """A value cannot travel to another process: only plain values can."""
+
+    reason = "state"
+
+
 class ProtocolError(CcserverError):
     """A peer's fault: counted and logged under its C{reason}, never a traceback.
 

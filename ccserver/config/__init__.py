@@ -3,6 +3,7 @@
 from ccserver.config.configuration import Config, Described, check
 from ccserver.config.settings import (
     AppSettings,
+    ControlSettings,
     DatabaseSettings,
     ListenSettings,
     LogSettings,
@@ -16,6 +17,7 @@ __all__ = [
     "Address",
     "AppSettings",
     "Config",
+    "ControlSettings",
     "DatabaseSettings",
     "Described",
     "ListenSettings",

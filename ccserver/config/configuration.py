@@ -12,6 +12,7 @@ from ccserver.config.reading import Reading
 from ccserver.config.settings import (
     SECTIONS,
     AppSettings,
+    ControlSettings,
     DatabaseSettings,
     ListenSettings,
     LogSettings,
@@ -54,6 +55,7 @@ class Config:
     security: SecuritySettings
     app: AppSettings
     database: DatabaseSettings
+    control: ControlSettings
     warnings: tuple[str, ...] = ()
     _entries: Mapping[str, Entry] = field(default_factory=dict, repr=False, compare=False)
 
@@ -104,7 +106,7 @@ class Config:
     def _parts(self) -> tuple[Settings, ...]:
         return (
             *(self.listen, self.log, self.process, self.net),
-            *(self.security, self.app, self.database),
+            *(self.security, self.app, self.database, self.control),
         )
 
 
@@ -134,6 +136,7 @@ def _built(text: str, path: str, base: str | None) -> tuple[Config | None, list[
         security=reading.part(SecuritySettings),
         app=reading.part(AppSettings),
         database=reading.database(),
+        control=reading.part(ControlSettings),
         warnings=reading.warnings,
         _entries=reading.entries,
     )

@@ -20,6 +20,7 @@ from ccserver.config.values import (
     Seconds,
     Size,
     Switch,
+    Text,
     Whole,
     WholeSeconds,
     Workers,
@@ -139,6 +140,83 @@ class ProcessSettings(Settings):
         Seconds(0, 86400),
         "30",
         "seconds that a graceful stop may take before the rest is cut off",
+    )
+    drain_spread: float = setting(
+        "Proc",
+        "DrainSpread",
+        Seconds(0, 86400),
+        "0",
+        "seconds over which a drain spreads the ends of idle connections, so that their clients do "
+        "not all come back at once",
+    )
+    ready_timeout: float = setting(
+        "Proc",
+        "ReadyTimeout",
+        Seconds(1, 3600),
+        "30",
+        "seconds that a worker may take from its start until it can serve",
+    )
+    handover_timeout: float = setting(
+        "Proc",
+        "HandoverTimeout",
+        Seconds(0, 3600),
+        "10",
+        "seconds that a connection may take to finish its running handler before it is handed over",
+    )
+    worker_timeout: float = setting(
+        "Proc",
+        "WorkerTimeout",
+        Seconds(0, 86400),
+        "30",
+        "seconds without a beat of its reactor after which a worker is replaced; 0: never",
+    )
+    handler_timeout: float = setting(
+        "Proc",
+        "HandlerTimeout",
+        Seconds(0, 86400),
+        "60",
+        "seconds that a handler may hold a thread before its connection is closed; 0: any time",
+    )
+    max_requests: int = setting(
+        "Proc",
+        "MaxRequests",
+        Whole(0, 1_000_000_000_000),
+        "0",
+        "packets after which a worker is recycled; 0: never",
+    )
+    max_requests_jitter: int = setting(
+        "Proc",
+        "MaxRequestsJitter",
+        Whole(0, 1_000_000_000_000),
+        "0",
+        "up to so many more, at random, so that workers are not recycled together",
+    )
+    max_worker_age: float = setting(
+        "Proc",
+        "MaxWorkerAge",
+        Seconds(0, 31_536_000),
+        "0",
+        "seconds after which a worker is recycled; 0: never",
+    )
+    max_worker_memory: int = setting(
+        "Proc",
+        "MaxWorkerMemory",
+        Size(0, 1 << 40),
+        "0",
+        "resident memory above which a worker is recycled; 0: any",
+    )
+    rebalance_interval: float = setting(
+        "Proc",
+        "RebalanceInterval",
+        Seconds(0, 86400),
+        "10",
+        "seconds between two looks at whether workers hold equally many connections; 0: never",
+    )
+    user: str = setting(
+        "Proc", "User", Text(), "", "the user to become once the ports are open", reloadable=False
+    )
+    group: str = setting(
+        "Proc", "Group", Text(), "", "the group to become; the user's, if empty", reloadable=False
     )
 
 
@@ -285,6 +363,20 @@ class DatabaseSettings(Settings):
     )
 
 
+@dataclass(frozen=True)
+class ControlSettings(Settings):
+    """Where operators talk to the server."""
+
+    path: str = setting(
+        "Control",
+        "Control",
+        FilePath(),
+        "ccserver.sock",
+        "the UNIX socket of the ccserver command",
+        reloadable=False,
+    )
+
+
 LISTEN_PORT = Setting("Socket", "ListenPort", Whole(1, 65535), None, "a port on 0.0.0.0")
 LISTEN_PORT_COUNT = Setting(
     "Net", "ListenPortCount", Whole(1, 256), None, "how many of ListenPort0, ListenPort1... count"
@@ -299,6 +391,7 @@ PARTS: tuple[type[Settings], ...] = (
     SecuritySettings,
     AppSettings,
     DatabaseSettings,
+    ControlSettings,
 )
 
 KNOWN: dict[str, Setting[Any]] = {

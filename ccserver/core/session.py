@@ -22,6 +22,8 @@ class CloseReason(StrEnum):
     IDLE = "idle"
     CONNECTION_LIMIT = "connection_limit"
     HANDLER = "handler"
+    KICKED = "kicked"
+    DRAIN = "drain"
     SHUTDOWN = "shutdown"
 
 
