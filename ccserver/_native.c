@@ -1,7 +1,8 @@
 /* The optional compiled part: the four steps that every packet takes, as ccserver/core/framing.py
  * and ccserver/net/transport.py have them in Python. Python stays the reference: both do the same
- * to the same input, which the tests hold. All are called with the interpreter lock, and keep it:
- * recv and send do not block, and giving it up for them costs more than they take. */
+ * to the same input, which the tests hold. All are called with the interpreter lock. recv and send
+ * keep it: they do not block, and giving it up for them costs more than they take. zlib gives it
+ * up for bodies above 5 KiB, so nothing that another thread could change is held across a CRC. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
@@ -78,6 +79,7 @@ static PyObject *cut(PyObject *module, PyObject *const *args, Py_ssize_t count) 
         PyErr_SetString(PyExc_ValueError, "start is negative");
         return NULL;
     }
+    Py_ssize_t before = PyList_GET_SIZE(args[3]);
     while (size - start >= HEADER) {
         const unsigned char *p = data + start;
         Py_ssize_t length = (Py_ssize_t)p[0] << 8 | p[1];
@@ -85,11 +87,11 @@ static PyObject *cut(PyObject *module, PyObject *const *args, Py_ssize_t count) 
             break;
         PyObject *body = PyBytes_FromStringAndSize((const char *)p + HEADER, length - HEADER);
         if (body == NULL)
-            return NULL;
+            goto failed;
         uint32_t crc;
         if (crc_of(body, &crc) < 0) {
             Py_DECREF(body);
-            return NULL;
+            goto failed;
         }
         if (crc != get32(p + 4)) {
             Py_DECREF(body);
@@ -100,17 +102,21 @@ static PyObject *cut(PyObject *module, PyObject *const *args, Py_ssize_t count) 
         if (packet == NULL) {
             Py_XDECREF(code);
             Py_DECREF(body);
-            return NULL;
+            goto failed;
         }
         PyTuple_SET_ITEM(packet, 0, code);
         PyTuple_SET_ITEM(packet, 1, body);
-        int failed = PyList_Append(args[3], packet);
+        int lost = PyList_Append(args[3], packet);
         Py_DECREF(packet);
-        if (failed)
-            return NULL;
+        if (lost)
+            goto failed;
         start += length;
     }
     return PyLong_FromSsize_t(start);
+
+failed: /* what was appended goes again, for the caller does not learn where it stopped */
+    PyList_SetSlice(args[3], before, PyList_GET_SIZE(args[3]), NULL);
+    return NULL;
 }
 
 /* header(code, body) -> bytes */
@@ -173,8 +179,8 @@ static PyObject *transmit(PyObject *module, PyObject *const *args, Py_ssize_t co
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(chunks) && total <= CHUNK; i++) {
         PyObject *chunk = PyList_GET_ITEM(chunks, i);
         if (!PyBytes_Check(chunk)) {
-            PyErr_SetString(PyExc_TypeError, "a chunk is not bytes");
-            return NULL;
+            total = CHUNK + 1; /* join knows what else is bytes-like, and says what is not */
+            break;
         }
         Py_ssize_t n = PyBytes_GET_SIZE(chunk);
         if (total + n <= CHUNK)
@@ -227,11 +233,17 @@ static PyObject *imported(const char *module_name, const char *name) {
 }
 
 PyMODINIT_FUNC PyInit__native(void) {
+    PyObject *module = NULL;
     make_crc_table();
     no_bytes = PyBytes_FromStringAndSize(NULL, 0);
     zlib_crc32 = imported("zlib", "crc32");
     packet_too_long = imported("ccserver.errors", "PacketTooLong");
-    if (no_bytes == NULL || zlib_crc32 == NULL || packet_too_long == NULL)
-        return NULL;
-    return PyModule_Create(&definition);
+    if (no_bytes != NULL && zlib_crc32 != NULL && packet_too_long != NULL)
+        module = PyModule_Create(&definition);
+    if (module == NULL) {
+        Py_CLEAR(no_bytes);
+        Py_CLEAR(zlib_crc32);
+        Py_CLEAR(packet_too_long);
+    }
+    return module;
 }

@@ -69,6 +69,8 @@ class App:
         self.worker_stop: list[Callable[[Worker], Any]] = []
         self.connection_made: list[Callable[[Any], Any]] = []
         self.connection_lost: list[Callable[[Any, str], Any]] = []
+        self.connection_handover: list[Callable[[Any], Any]] = []
+        self.connection_adopt: list[Callable[[Any], Any]] = []
 
     def message(self, code: int, name: str | None = None) -> Callable[[F], F]:
         """Register the decorated function as the handler of C{code}.
@@ -116,6 +118,20 @@ class App:
     def on_connection_lost(self, hook: F) -> F:
         """Call C{hook(session, reason)} when the connection's last packet has been handled."""
         self.connection_lost.append(hook)
+        return hook
+
+    def on_handover(self, hook: F) -> F:
+        """Call C{hook(session)} before the connection moves to another worker process.
+
+        What it leaves in C{session.state} moves along, if it is plain. It returns False, or
+        raises: the connection stays. It may stay for other reasons too, and goes on here then.
+        """
+        self.connection_handover.append(hook)
+        return hook
+
+    def on_adopt(self, hook: F) -> F:
+        """Call C{hook(session)} where a connection has moved to, before its next packet."""
+        self.connection_adopt.append(hook)
         return hook
 
 

@@ -30,6 +30,8 @@ def load_app(name: str, paths: Sequence[str] = ()) -> App:
         apps = ", ".join(sorted(k for k, v in vars(module).items() if isinstance(v, App)))
         there = f"; it has the application {apps}" if apps else ""
         raise AppError(f"module {module_name} has no attribute {attribute!r}{there}") from error
+    except (Exception, SystemExit) as error:  # of the module's own __getattr__
+        raise _failed(name, error) from error
     if not isinstance(app, App):
         raise AppError(f"{name} is a {type(app).__name__}, not an App")
     return app

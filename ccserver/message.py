@@ -26,6 +26,7 @@ class Field:
     @ivar count: of an array, how many values C{struct} packs for it; None: a single one.
     @ivar item: of a tail, the field that repeats until the end of the body; None: plain bytes.
     @ivar is_tail: takes the rest of the body; only the last field can.
+    @ivar secret: its values are in no C{repr} and no error.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Field:
     count: int | None = None
     item: Field | None = None
     is_tail: bool = False
+    secret: bool = False
 
 
 def _integer(text: str) -> int:
@@ -106,7 +108,12 @@ class _Fields:
         """One byte: 0 is False, anything else True; written as 0 or 1."""
         return Field("bool", "?", 1, False, _truth)
 
-    def chars(self, size: int, errors: Literal["strict", "surrogateescape"] = "strict") -> Any:
+    def chars(
+        self,
+        size: int,
+        errors: Literal["strict", "surrogateescape"] = "strict",
+        secret: bool = False,
+    ) -> Any:
         """UTF-8 text in C{size} bytes, ended by a NUL: at most C{size - 1} bytes of text.
 
         Reading stops at the first NUL and never takes the last byte (PROTOCOL.md 3); writing
@@ -114,6 +121,7 @@ class _Fields:
 
         @param errors: C{strict}: a body that is not UTF-8 is refused as C{bad_body};
             C{surrogateescape}: the handler gets it, its stray bytes as lone surrogates.
+        @param secret: a password, say: it is shown in no C{repr} and quoted in no error.
         """
         if size < 1:
             raise ValueError("chars needs at least 1 byte, for the NUL")
@@ -132,17 +140,23 @@ class _Fields:
                 raise ValueError(f"{text!r} is not a text of at most {size - 1} bytes without NUL")
             return raw
 
-        return Field(f"chars({size})", f"{size}s", size, "", str, load, dump)
+        return Field(f"chars({size})", f"{size}s", size, "", str, load, dump, secret=secret)
 
-    def raw(self, size: int) -> Any:
-        """Exactly C{size} bytes; a shorter value is filled with NULs, a longer one refused."""
+    def raw(self, size: int, secret: bool = False) -> Any:
+        """Exactly C{size} bytes; a shorter value is filled with NULs, a longer one refused.
+
+        @param secret: it is shown in no C{repr} and quoted in no error.
+        """
 
         def dump(value: bytes) -> bytes:
             if len(value) > size:
                 raise ValueError(f"{len(value)} bytes do not fit into {size}")
             return value
 
-        return Field(f"raw({size})", f"{size}s", size, bytes(size), bytes.fromhex, None, dump)
+        parse = bytes.fromhex
+        return Field(
+            f"raw({size})", f"{size}s", size, bytes(size), parse, None, dump, secret=secret
+        )
 
     def array(self, item: Any, count: int) -> Any:
         """C{count} values of the field C{item}, as a list; a shorter list is filled up."""
@@ -162,6 +176,7 @@ class _Fields:
             load,
             fill,
             count,
+            secret=item.secret,
         )
 
     def tail(self, item: Any = None) -> Any:
@@ -173,7 +188,9 @@ class _Fields:
             return Field("tail", "", 0, b"", bytes.fromhex, is_tail=True)
         load, dump = _list_codec(item)
         parse = _list_parser(item)
-        return Field(f"tail({item.kind})", "", 0, [], parse, load, dump, item=item, is_tail=True)
+        return Field(
+            f"tail({item.kind})", "", 0, [], parse, load, dump, None, item, True, item.secret
+        )
 
 
 def _repeated(item: Field, count: int) -> str:
@@ -220,7 +237,7 @@ class Message:
 
     C{class Reading(Message, byteorder="little")} chooses the other byte order. A subclass of a
     message has its parent's fields first. Attributes that are not given to the constructor
-    have their zero value.
+    have their zero value. No field can be called as a method of L{Message}, such as C{encode}.
 
     @cvar size: bytes of a body without its tail.
     """
@@ -229,11 +246,12 @@ class Message:
     _layout: ClassVar[_Layout] = _Layout(">", struct.Struct(">"), {}, (), None)
 
     def __init_subclass__(cls, byteorder: Literal["big", "little"] | None = None) -> None:
-        fields = dict(cls._layout.fields)
-        for name, value in list(vars(cls).items()):
-            if isinstance(value, Field):
-                fields[name] = value
-                delattr(cls, name)
+        own = {name: value for name, value in vars(cls).items() if isinstance(value, Field)}
+        for name in own:
+            if name == "self" or (name != "size" and hasattr(Message, name)):
+                raise TypeError(f"{cls.__name__}.{name}: a message has this name for itself")
+            delattr(cls, name)
+        fields = {**cls._layout.fields, **own}
         order = _ORDER[byteorder] if byteorder else cls._layout.order
         plan: list[tuple[str, int | slice, Callable[[Any], Any] | None]] = []
         position = 0
@@ -310,7 +328,8 @@ class Message:
             try:
                 parsed[name] = f.parse(text)
             except ValueError:
-                raise ValueError(f"{name}={text}: not a value of {f.kind}") from None
+                told = "***" if f.secret else text
+                raise ValueError(f"{name}={told}: not a value of {f.kind}") from None
         return cls(**parsed)
 
     @classmethod
@@ -371,7 +390,8 @@ class Message:
                 value = value if f.dump is None else f.dump(value)
                 struct.pack(self._layout.order + f.format, *([value] if f.count is None else value))
             except (struct.error, ValueError, TypeError, OverflowError) as error:
-                return ValueError(f"{type(self).__name__}.{name}: {error}")
+                told = f"not a value of {f.kind}" if f.secret else error
+                return ValueError(f"{type(self).__name__}.{name}: {told}")
         raise AssertionError("every field can be packed alone, but not all together")
 
     def __eq__(self, other: object) -> bool:
@@ -382,5 +402,8 @@ class Message:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        inner = ", ".join(f"{name}={self.__dict__[name]!r}" for name in self._layout.fields)
-        return f"{type(self).__name__}({inner})"
+        shown = (
+            f"{name}=***" if f.secret else f"{name}={self.__dict__[name]!r}"
+            for name, f in self._layout.fields.items()
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from twisted.application.service import IService
 from twisted.python import usage
 
 from ccserver.config import Config, check
-from ccserver.errors import CcserverError
+from ccserver.errors import CcserverError, StartError
+from ccserver.process.host import Host
+from ccserver.process.listening import SOCKETS_VARIABLE
 from ccserver.process.logs import LineObserver, last_words
 from ccserver.process.master import Master
+from ccserver.process.owner import Owner
+from ccserver.process.pidfile import PidFile, remove_stale
 from ccserver.process.single import SingleProcess
+from ccserver.process.systemd import Systemd
+from ccserver.process.upgrade import Predecessor
 
 DEFAULT_CONFIG = "etc/ccserver.conf"
 
@@ -36,16 +43,52 @@ class Options(usage.Options):
             last_words(str(error))
         if config is None:
             raise SystemExit(1)
-        self.settings = config
+        try:
+            self.settings = self._with_owner(config)
+        except StartError as error:
+            last_words(str(error))
+            raise SystemExit(1) from None
+        remove_stale(self._of_twistd("pidfile"))
+
+    @property
+    def owner(self) -> Owner | None:
+        """Whom twistd makes the process after C{privilegedStartService}; C{None}: it stays.
+
+        @raise StartError: there is no such user.
+        """
+        uid = self._of_twistd("uid")
+        return None if uid is None else Owner.with_ids(uid, self._of_twistd("gid"))
 
     @property
     def foreground(self) -> bool:
         """Whether twistd stays in the foreground."""
         return bool(self._of_twistd("nodaemon"))
 
-    def _of_twistd(self, name: str) -> str | None:
-        parent = self.parent
-        return parent.get(name) if parent is not None else None
+    def _with_owner(self, config: Config) -> Config:
+        """Let twistd become the user of the configuration, unless it is told another itself.
+
+        @return: C{config}, with a warning if that cannot be.
+        @raise StartError: there is no such user or group, or a group without a user.
+        """
+        user, group = config.process.user, config.process.group
+        if not user:
+            if group:
+                raise StartError("Group is set without User")
+            return config
+        owner = Owner.named(user, group)
+        if os.geteuid() != 0:
+            if os.geteuid() == owner.uid:
+                return config
+            warning = f"User {user} has no effect: only root can become another user"
+            return replace(config, warnings=(*config.warnings, warning))
+        if self.parent is not None and self._of_twistd("uid") is None and owner.uid != 0:
+            self.parent["uid"] = owner.uid
+            if self._of_twistd("gid") is None:
+                self.parent["gid"] = owner.gid
+        return config
+
+    def _of_twistd(self, name: str) -> Any:
+        return self.parent.get(name) if self.parent is not None else None
 
 
 def makeService(options: Options) -> IService:
@@ -55,15 +98,20 @@ def makeService(options: Options) -> IService:
     config = options.settings
     observer = LineObserver(config.log.file, config.log.level, options.foreground)
     sys.excepthook = _say_plainly
+    # before the environment of the workers is made: theirs is without what is for us alone
+    host = Host(Systemd(os.environ), PidFile(options.parent), options.owner)
     if config.process.workers == 0:
-        return SingleProcess(reactor, config, observer)
-    return Master(reactor, config, observer, options.foreground, worker_environment())
+        return SingleProcess(reactor, config, observer, host)
+    predecessor = Predecessor.found(os.environ)
+    environment = worker_environment()
+    return Master(reactor, config, observer, host, options.foreground, environment, predecessor)
 
 
 def worker_environment() -> dict[str, str]:
     """The environment of workers: ours, with a path on which they find what we find."""
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if os.path.exists(entry))
-    return {**os.environ, "PYTHONPATH": path}
+    ours = {name: value for name, value in os.environ.items() if name != SOCKETS_VARIABLE}
+    return {**ours, "PYTHONPATH": path}
 
 
 def _say_plainly(

@@ -18,6 +18,7 @@ from twisted.internet.error import (
     ConnectionDone,
     ConnectionLost,
     ProcessDone,
+    ProcessExitedAlready,
     ProcessTerminated,
 )
 from twisted.internet.task import Clock
@@ -30,7 +31,8 @@ from ccserver.core.counts import Counts
 from ccserver.core.framing import FrameDecoder, Packet, encode
 from ccserver.core.limits import SessionLimits
 from ccserver.net.connections import Connections
-from ccserver.net.dispatch import Dispatch, Pool
+from ccserver.net.dispatch import Dispatch
+from ccserver.net.pool import Pool
 from ccserver.net.protocol import PacketFactory
 
 PATIENCE = 20.0
@@ -114,12 +116,14 @@ class AdoptedConnection:
 
     def close(self) -> None:
         self.socket.close()
+        self.transport.close_descriptors()
 
 
 class FakeProcess:
     """What C{spawnProcess} returns; the test decides when and how it ends.
 
-    @ivar fds: what the child's descriptors were at the start, as C{(device, inode)} by number.
+    @ivar given: the child's descriptors, as copies of ours.
+    @ivar killed: the signals that were sent to it.
     """
 
     def __init__(
@@ -130,11 +134,13 @@ class FakeProcess:
         self.env = env
         self.pid = pid
         self.given = {number: os.dup(fd) for number, fd in fds.items()}
-        self.killed: list[str] = []
+        self.killed: list[int] = []
         self.ended = False
 
-    def signalProcess(self, name: str) -> None:
-        self.killed.append(name)
+    def signalProcess(self, number: int) -> None:
+        if self.ended:
+            raise ProcessExitedAlready()
+        self.killed.append(number)
 
     def end(self, status: int | None = 0, signal: int | None = None) -> None:
         """The process is gone."""
@@ -159,6 +165,7 @@ class FakeTransport(StringTransportWithDisconnection):
     @ivar ended: our side is to be, or has been, closed for writing.
     @ivar closing: to be closed when all is sent.
     @ivar writes: how often something was written.
+    @ivar descriptors: copies of those that were sent, with the bytes.
     @ivar limit: bytes of what was not taken away, above which the producer is paused.
     """
 
@@ -168,6 +175,7 @@ class FakeTransport(StringTransportWithDisconnection):
         self.no_delay = False
         self.ended = self.end_told = self.closing = self.aborted = False
         self.writes = 0
+        self.descriptors: list[int] = []
         self.limit: int | None = None
 
     def write(self, data: bytes) -> None:
@@ -179,6 +187,26 @@ class FakeTransport(StringTransportWithDisconnection):
 
     def writeSequence(self, data: list[bytes]) -> None:
         self.write(b"".join(data))
+
+    def sendFileDescriptor(self, descriptor: int) -> None:
+        """As on a UNIX transport, which sends it with the next bytes."""
+        self.descriptors.append(os.dup(descriptor))
+
+    def deliver(self, protocol: Any) -> bool:
+        """Let C{protocol}, at the other end, have what was sent; whether there was anything."""
+        data, descriptors = self.value(), self.descriptors
+        self.clear()
+        self.descriptors = []
+        for descriptor in descriptors:
+            protocol.fileDescriptorReceived(descriptor)
+        if data:
+            protocol.dataReceived(data)
+        return bool(data)
+
+    def close_descriptors(self) -> None:
+        """Close the copies that nobody has taken."""
+        while self.descriptors:
+            os.close(self.descriptors.pop())
 
     def setTcpNoDelay(self, enabled: bool) -> None:
         self.no_delay = enabled

@@ -285,6 +285,8 @@ class HookTests(AppCase):
             (self.app.on_worker_stop, self.app.worker_stop),
             (self.app.on_connection_made, self.app.connection_made),
             (self.app.on_connection_lost, self.app.connection_lost),
+            (self.app.on_handover, self.app.connection_handover),
+            (self.app.on_adopt, self.app.connection_adopt),
         ):
             self.assertIs(register(print), print)
             register(max)

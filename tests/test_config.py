@@ -372,6 +372,18 @@ class ErrorTests(ConfigCase):
             ["a.conf: cannot read the configuration: Permission denied"],
         )
 
+    def test_a_file_that_any_user_may_write_is_refused(self):
+        path = self.written(b"LogLevel = 3")
+        os.chmod(path, 0o646)
+        error = self.assertRaises(ConfigError, Config.load, path)
+        self.assertEqual(error.path, path)
+        self.assertIn("mode 0646: any user may write it", str(error))
+        os.chmod(path, 0o664)
+        self.assertEqual(Config.load(path).log.level, 3)
+
+    def test_what_is_no_regular_file_has_no_mode_that_matters(self):
+        self.assertEqual(Config.load("/dev/null").net, NetSettings())
+
     def test_a_name_that_no_file_can_have_is_refused(self):
         self.assertIn("cannot read", str(self.assertRaises(ConfigError, Config.load, "a\0b")))
 
@@ -477,7 +489,7 @@ class ConfigTests(ConfigCase):
 
 class DescriptionTests(ConfigCase):
     def described(self, *lines: str) -> dict[str, tuple[str, bool]]:
-        return {key: (value, usual) for _, key, value, usual in self.parsed(*lines).describe()}
+        return {key: (value, usual) for _, key, value, usual, _ in self.parsed(*lines).describe()}
 
     def test_settings_in_force_are_told_by_section_and_as_they_are_written(self):
         told = self.described("ListenPort0 = 80", "ShutdownTimeout = 500ms", "HashMemory = 1024KiB")
@@ -492,7 +504,7 @@ class DescriptionTests(ConfigCase):
 
     def test_what_is_told_gives_the_same_settings_when_it_is_read(self):
         config = Config.load(FAMILY, "/srv")
-        again = self.parsed(*(f"{key} = {value}" for _, key, value, _ in config.describe()))
+        again = self.parsed(*(f"{key} = {value}" for _, key, value, *_ in config.describe()))
         self.assertEqual(again.describe(), config.describe())
         self.assertEqual(again.net, config.net)
 

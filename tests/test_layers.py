@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "core": "errors message native",
     "client": "app core errors message",
     "net": "app core errors message native",
-    "process": "app config core errors loading net",
+    "process": "app config core errors loading native net",
     "tap": "config errors process",
     "accounts": "config",
     "commands": "app client config errors loading message native",
@@ -137,10 +137,10 @@ class LayerTests(SynchronousTestCase):
         ]
         self.assertEqual(installers, ["process.worker"])
 
-    def test_only_dispatch_the_workers_watch_and_the_accounts_know_of_threads(self):
+    def test_only_the_pool_the_workers_watch_and_the_accounts_know_of_threads(self):
         threaded = {name.split()[0] for name in importers(THREADS)}
         ours = {name for name in threaded if layer(name) != "accounts"}
-        self.assertEqual(ours, {"net.dispatch", "process.worker"})
+        self.assertEqual(ours, {"net.jobs", "net.pool", "process.worker"})
 
     def test_the_plugin_names_the_service_and_imports_nothing_of_ours(self):
         self.assertEqual(list(imported(PLUGIN)), ["twisted.application.service.ServiceMaker"])

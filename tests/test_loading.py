@@ -65,6 +65,13 @@ class LoadAppTests(SynchronousTestCase):
         )
         self.assertIsInstance(error.__cause__, AttributeError)
 
+    def test_what_a_module_s_own_getattr_raises_is_told(self):
+        name = self.module("def __getattr__(name):\n    raise ValueError('not today')\n")
+        self.assertEqual(
+            str(self.refusal(f"{name}:app")),
+            f"importing {name}:app failed: ValueError: not today ({self.folder}/{name}.py, line 2)",
+        )
+
     def test_what_is_no_app_is_refused(self):
         self.assertEqual(str(self.refusal("math:pi")), "math:pi is a float, not an App")
 

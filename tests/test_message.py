@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import traceback
 from typing import Any
 
 from hypothesis import given, settings
@@ -257,6 +258,21 @@ class InheritanceTests(SynchronousTestCase):
 
         self.assertEqual(Child(a=1, b=2).encode(), b"\0\x01\x02")
 
+    def test_a_field_cannot_hide_what_a_message_needs(self):
+        for name in ("encode", "decode", "parse", "fields", "_layout", "self", "__eq__"):
+            with self.assertRaises(TypeError) as refused:
+                type("Wrong", (Message,), {name: field.u8()})
+            self.assertIn(f"Wrong.{name}: ", str(refused.exception))
+
+    def test_a_field_may_be_called_size(self):
+        class Sized(Message):
+            size: int = field.u16()
+
+        self.assertEqual(Sized(size=7).encode(), b"\0\x07")
+        self.assertEqual(Sized.decode(b"\0\x07").size, 7)
+        self.assertRaises(BadBody, Sized.decode, b"\0")
+        self.assertEqual(Sized.size, 2)
+
     def test_nothing_can_come_behind_a_tail(self):
         def child() -> None:
             class Child(Readings):
@@ -275,6 +291,45 @@ class InheritanceTests(SynchronousTestCase):
         self.assertEqual(Point(x=2).doubled(), 4)
         self.assertEqual(Point.ORIGIN, 0)
         self.assertEqual(list(Point.fields()), ["x"])
+
+
+class SecretTests(SynchronousTestCase):
+    """What a secret field holds is in no repr and no error."""
+
+    KINDS = (
+        (field.chars(7, secret=True), "sesame"),
+        (field.raw(6, secret=True), b"sesame"),
+        (field.array(field.chars(7, secret=True), 1), ["sesame"]),
+        (field.tail(field.chars(7, secret=True)), ["sesame"]),
+    )
+
+    def test_it_travels_as_any_other(self):
+        for kind, value in self.KINDS:
+            cls = one(kind)
+            self.assertEqual(cls.decode(cls(x=value).encode()).x, value)
+
+    def test_the_repr_has_stars_instead(self):
+        for kind, value in self.KINDS:
+            self.assertEqual(repr(one(kind)(x=value)), "One(x=***)")
+
+    def test_fields_beside_it_are_shown(self):
+        class Pair(Message):
+            name: str = field.chars(7)
+            word: str = field.chars(7, secret=True)
+
+        self.assertEqual(repr(Pair(name="ann", word="sesame")), "Pair(name='ann', word=***)")
+
+    def test_an_error_names_the_field_and_not_its_value(self):
+        for kind, value in self.KINDS:
+            wrong = [value[0] * 2] if isinstance(value, list) else value * 2
+            error = self.assertRaises(ValueError, one(kind)(x=wrong).encode)
+            told = "".join(traceback.format_exception(error))
+            self.assertIn("One.x: not a value of ", told)
+            self.assertNotIn("sesame", told)
+
+    def test_a_text_that_is_none_of_its_values_is_not_quoted(self):
+        error = self.assertRaises(ValueError, one(self.KINDS[1][0]).parse, {"x": "sesame"})
+        self.assertEqual(str(error), "x=***: not a value of raw(6)")
 
 
 class ArrayTests(SynchronousTestCase):

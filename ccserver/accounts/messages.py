@@ -27,10 +27,7 @@ class Register(Message):
 
     type: int = field.i32()
     username: str = field.chars(NAME_SIZE, errors="surrogateescape")
-    password: str = field.chars(PASSWORD_SIZE, errors="surrogateescape")
-
-    def __repr__(self) -> str:
-        return f"Register(type={self.type}, username={self.username!r})"
+    password: str = field.chars(PASSWORD_SIZE, errors="surrogateescape", secret=True)
 
 
 class RegisterReply(Message):
@@ -45,10 +42,7 @@ class Login(Message):
     """96 bytes."""
 
     username: str = field.chars(NAME_SIZE, errors="surrogateescape")
-    password: str = field.chars(PASSWORD_SIZE, errors="surrogateescape")
-
-    def __repr__(self) -> str:
-        return f"Login(username={self.username!r})"
+    password: str = field.chars(PASSWORD_SIZE, errors="surrogateescape", secret=True)
 
 
 class LoginReply(Message):

@@ -6,7 +6,6 @@ import selectors
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
-from math import inf
 from time import monotonic
 from types import TracebackType
 from typing import NoReturn, Self, TypeVar, overload
@@ -27,6 +26,9 @@ MAX_PUSHES = 1024
 """Pushes kept for L{Client.receive}."""
 
 READ_SIZE = 1 << 16
+
+LONGEST_WAIT = 1e6
+"""Seconds. Poll takes milliseconds in a C int, 24 days of them: a longer wait is several."""
 
 # Neither needs a descriptor of its own, as epoll would; select() alone is limited to 1024.
 _Selector: type[selectors.BaseSelector] = getattr(
@@ -168,15 +170,19 @@ class Client:
     def send(self, code: int, body: Body = b"", *, timeout: float | None = None) -> None:
         """Send a packet that the server does not answer.
 
+        That it was sent does not say that it arrived: the first one behind the server's end may
+        be lost without a word.
+
+        @raise ConnectionClosed: the connection ended, or had ended.
         @raise RequestTimeout: the server does not take it in time; closes the connection.
         """
         data = packet(code, body)
         self._check_open()
         deadline = self._deadline(timeout)
         self._put(data)
-        while self._unsent:
-            if not self._step(deadline) and self._unsent:
-                self._time_out("the packet could not be sent in time")
+        while self._unsent or self._why_unsent is not None:
+            if not self._step(deadline) and (self._unsent or self._why_unsent is not None):
+                self._time_out(self._why_unsent or "the packet could not be sent in time")
             self._tell_pushes()
 
     def receive(self, timeout: float | None = None) -> tuple[int, bytes]:
@@ -282,12 +288,12 @@ class Client:
         """
         try:
             remaining = deadline - monotonic()
-            ready = self._wait(max(remaining, 0.0))
+            ready = self._wait(min(max(remaining, 0.0), LONGEST_WAIT))
             if ready & selectors.EVENT_WRITE:
                 self._flush()
             if ready & selectors.EVENT_READ:
                 self._read()
-            return remaining > 0 and ready != 0
+            return remaining > 0 and (ready != 0 or remaining > LONGEST_WAIT)
         except BaseException as error:
             self._close(str(error) or type(error).__name__)
             raise
@@ -297,7 +303,7 @@ class Client:
         if interest != self._interest:
             self._selector.modify(self._sock, interest)
             self._interest = interest
-        ready = self._selector.select(None if seconds == inf else seconds)
+        ready = self._selector.select(seconds)
         return ready[0][1] if ready else 0
 
     def _put(self, data: bytes) -> None:
@@ -360,7 +366,7 @@ class Client:
 
 def _connected(host: str, port: int, timeout: float) -> socket.socket:
     try:
-        return socket.create_connection((host, port), None if timeout == inf else timeout)
+        return socket.create_connection((host, port), min(timeout, LONGEST_WAIT))
     except (OSError, UnicodeError, OverflowError) as error:
         raise ConnectionClosed(f"cannot connect to {host} port {port}: {_said(error)}") from error
 

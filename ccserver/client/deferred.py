@@ -194,9 +194,8 @@ class Connection(Protocol):
         self._stop_timer()
         self._lost = True
         assert self._error is not None
-        waiters, self._closed_waiters = self._closed_waiters, []
-        for waiter in waiters:
-            waiter.callback(self._error)
+        while self._closed_waiters:  # one that is told may cancel another
+            self._closed_waiters.pop(0).callback(self._error)
 
     def pauseProducing(self) -> None:
         self._behind = 0

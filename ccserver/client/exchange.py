@@ -14,7 +14,7 @@ from ccserver.message import Message
 
 T = TypeVar("T")
 
-Body = bytes | Message
+Body = bytes | bytearray | memoryview | Message
 """What a body may be given as."""
 
 
@@ -23,10 +23,11 @@ def packet(code: int, body: Body) -> bytes:
 
     @raise ValueError: no such code, or a field of the message cannot hold its value.
     @raise PacketTooLong: header and body exceed 65535 bytes.
+    @raise TypeError: the body is neither bytes-like nor a L{Message}.
     """
     if code not in CODES:
         raise ValueError(f"{code} is no message code: they go from 0 to {CODES[-1]}")
-    return encode(code, body.encode() if isinstance(body, Message) else body)
+    return encode(code, body.encode() if isinstance(body, Message) else bytes(memoryview(body)))
 
 
 @dataclass(slots=True)

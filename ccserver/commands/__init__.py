@@ -10,6 +10,18 @@ import click
 
 from ccserver.commands.calling import call
 from ccserver.commands.checking import check
+from ccserver.commands.listing import connections, kick
+from ccserver.commands.operating import (
+    log,
+    quit_server,
+    rebalance,
+    reload,
+    reopen,
+    stop,
+    upgrade,
+    workers,
+)
+from ccserver.commands.reporting import status
 from ccserver.commands.starting import start
 from ccserver.native import native
 
@@ -45,7 +57,10 @@ def _show_versions(context: click.Context, option: click.Parameter, given: bool)
 
 @click.group(
     cls=_Commands,
-    commands=[call, check, start],
+    commands=[
+        *(call, check, start, status, connections, kick),
+        *(reload, reopen, stop, quit_server, upgrade, workers, rebalance, log),
+    ],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.option(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -60,15 +62,20 @@ def _escaped(char: str) -> str:
 def read_text(path: str) -> str:
     """The text of the file; bytes that are not UTF-8 (GBK in a comment) come as surrogates.
 
-    @raise ConfigError: it is missing, unreadable, no file, or larger than L{MAX_BYTES}.
+    @raise ConfigError: it is missing, unreadable, no file, larger than L{MAX_BYTES}, or a file
+        that any user may write: whoever names the application runs code as the server.
     """
     try:
         with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else None
         text = f"cannot read the configuration: {why or error}"
         raise ConfigError(printable(text), printable(path)) from error
+    if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
+        text = f"mode {stat.S_IMODE(mode):04o}: any user may write it; allowed: chmod o-w"
+        raise ConfigError(text, printable(path))
     if len(data) > MAX_BYTES:
         raise ConfigError(_TOO_LARGE, printable(path))
     return data.decode("utf-8", "surrogateescape")

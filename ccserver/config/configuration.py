@@ -26,12 +26,16 @@ from ccserver.errors import ConfigError
 
 
 class Described(NamedTuple):
-    """One setting in force; C{value} is printable and holds no password."""
+    """One setting in force; C{value} is printable and holds no password.
+
+    @ivar reloadable: a reload applies another value; else it needs a restart.
+    """
 
     section: str
     key: str
     value: str
     is_default: bool
+    reloadable: bool
 
 
 @dataclass(frozen=True)
@@ -153,4 +157,5 @@ def _described(part: Settings, usual: Settings) -> Iterator[Described]:
     for name, setting in part.fields():
         value = getattr(part, name)
         shown = printable(setting.kind.show(value))
-        yield Described(setting.section, setting.key, shown, value == getattr(usual, name))
+        usually = value == getattr(usual, name)
+        yield Described(setting.section, setting.key, shown, usually, setting.reloadable)

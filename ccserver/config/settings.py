@@ -159,7 +159,7 @@ class ProcessSettings(Settings):
     handover_timeout: float = setting(
         "Proc",
         "HandoverTimeout",
-        Seconds(0, 3600),
+        Seconds(1, 3600),
         "10",
         "seconds that a connection may take to finish its running handler before it is handed over",
     )

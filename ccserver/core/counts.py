@@ -11,15 +11,21 @@ class Counts:
     """Totals since the worker's start.
 
     @ivar accepted: connections accepted, those refused at once included.
+    @ivar adopted: connections that came from another process.
+    @ivar handed_over: connections that went to another process.
     @ivar closed: connections that ended, by close reason.
     @ivar refused: packets refused, by reason.
     @ivar handler_errors: handlers that raised.
+    @ivar late_replies: replies of handlers that had been given up.
     """
 
     accepted: int = 0
+    adopted: int = 0
+    handed_over: int = 0
     closed: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     handler_errors: int = 0
+    late_replies: int = 0
 
 
 class LineLimit:

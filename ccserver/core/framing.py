@@ -132,6 +132,24 @@ class FrameDecoder:
         """Bytes of an incomplete packet that wait for the rest of it."""
         return self._have if self._chunks is not None else 0
 
+    @property
+    def incomplete(self) -> bytes:
+        """The bytes of an incomplete packet that wait for the rest of it."""
+        return b"".join(self._chunks or ())
+
+    def restore(self, incomplete: bytes, bytes: int, packets: int) -> None:
+        """Go on where another decoder was, which has counted all of this.
+
+        A packet that this one does not accept is refused as L{feed} does.
+
+        @raise ValueError: C{incomplete} has a complete packet.
+        """
+        if cut(incomplete, 0, self._max_length, []):
+            raise ValueError("a complete packet is none that is incomplete")
+        self._examine(incomplete, 0, [])
+        self.bytes = bytes
+        self.packets = packets + self.packets
+
     def feed(self, data: bytes) -> list[Packet]:
         """The good packets that C{data} completes, in order; refusals are left in C{refused}."""
         if self.closed:

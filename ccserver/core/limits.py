@@ -95,6 +95,14 @@ class FloodCount:
             return packets
         return max(0, count - first)
 
+    def save(self) -> tuple[float | None, int]:
+        """What L{restore} goes on with."""
+        return self._last, self._quick
+
+    def restore(self, saved: tuple[float | None, int]) -> None:
+        """Go on where another count, of whatever limit, was."""
+        self._last, self._quick = saved
+
 
 class HeartbeatWheel(Generic[T]):
     """Which connections to check in which second: one spoke for each second of the interval.

@@ -5,9 +5,15 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Protocol
 
+from ccserver.core import plain
+from ccserver.core.carried import Carried
 from ccserver.core.framing import FrameDecoder, Packet, Refusal, encode
 from ccserver.core.limits import PING, FloodCount, SessionLimits
 from ccserver.message import Message
+
+STATE_LIMIT = 1 << 20
+"""Bytes of the application's values that travel: a million bytes of small values cost 0.1 s, in
+which nothing else is done."""
 
 
 class CloseReason(StrEnum):
@@ -24,6 +30,7 @@ class CloseReason(StrEnum):
     HANDLER = "handler"
     KICKED = "kicked"
     DRAIN = "drain"
+    HANDOVER = "handover"
     SHUTDOWN = "shutdown"
 
 
@@ -84,6 +91,56 @@ class Session:
         self._flood = FloodCount(limits.flood) if limits.flood is not None else None
         self._state: dict[str, Any] | None = None
         self._outlet: Outlet | None = None
+
+    @classmethod
+    def adopt(cls, carried: Carried, limits: SessionLimits, now: float) -> Session:
+        """The session of a connection that comes from another process.
+
+        What that had of an incomplete packet may be more than C{limits} allow, so
+        L{take_refused} is to be called, behind the packets that it has carried.
+
+        @raise ValueError: C{carried} contradicts itself.
+        """
+        session = cls(carried.id, carried.peer, carried.server, limits, carried.started)
+        session.decoder.restore(carried.incomplete, carried.bytes_in, carried.packets_in)
+        session.packets_out, session.bytes_out = carried.packets_out, carried.bytes_out
+        session.heard = now if carried.heard is None else carried.heard
+        if session._flood is not None and carried.flood is not None:
+            session._flood.restore(carried.flood)
+        state = plain.load(carried.state)
+        if not isinstance(state, dict):
+            raise ValueError("the application's values have no names")
+        session._state = state or None
+        return session
+
+    def dump_state(self) -> bytes:
+        """The application's values, as bytes.
+
+        @raise NotCarried: they are not plain, or more than L{STATE_LIMIT}.
+        """
+        return plain.dump(self._state or {}, "session.state", STATE_LIMIT)
+
+    def carry(self, pending: list[Packet], state: bytes) -> Carried:
+        """What another process needs to go on with it.
+
+        @param pending: the packets that the decoder gave and that were not handled.
+        @param state: what L{dump_state} has returned.
+        """
+        return Carried(
+            id=self.id,
+            peer=self.peer,
+            server=self.server,
+            started=self.started,
+            heard=self.heard if self._limits.timed else None,
+            flood=self._flood.save() if self._flood is not None else None,
+            bytes_in=self.bytes_in,
+            packets_in=self.packets_in,
+            bytes_out=self.bytes_out,
+            packets_out=self.packets_out,
+            incomplete=self.decoder.incomplete,
+            pending=pending,
+            state=state,
+        )
 
     @property
     def state(self) -> dict[str, Any]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from twisted.logger import Logger
+
 from ccserver.core.counts import Counts, LineLimit
+from ccserver.core.drain import Spread
 from ccserver.core.limits import Heartbeat, HeartbeatWheel
 from ccserver.core.session import CloseReason, Session
 
@@ -20,6 +23,14 @@ class Connection(Protocol):
     """What the table needs of a connection."""
 
     session: Session
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being handled and nothing waits."""
+
+    @property
+    def deaf(self) -> bool:
+        """Whether nothing is read because we are behind, not because the client is."""
 
     def finish(self) -> None:
         """Answer what has been received, then close."""
@@ -38,6 +49,8 @@ class Connections:
     @ivar lines: how many log lines refusals may cost.
     @ivar draining: the worker is stopping: a connection made now is finished at once.
     """
+
+    log = Logger()
 
     def __init__(
         self,
@@ -60,6 +73,8 @@ class Connections:
         self._limit = limit
         self._last_id = process_number << SEQUENCE_BITS
         self._by_id: dict[int, Connection] = {}
+        self._packets = 0  # those of connections that are gone, less those others have received
+        self._spread: Spread[int] = Spread((), 0.0, 0.0)
         self._heartbeat = heartbeat
         self._wheel: HeartbeatWheel[Connection] | None = None
         if heartbeat is not None:
@@ -68,9 +83,16 @@ class Connections:
     def __len__(self) -> int:
         return len(self._by_id)
 
+    def __contains__(self, session_id: int) -> bool:
+        return session_id in self._by_id
+
     def __iter__(self) -> Iterator[Connection]:
         """The connections there are now; they may go while one iterates."""
         return iter(list(self._by_id.values()))
+
+    def get(self, session_id: int) -> Connection | None:
+        """The connection with that id, if there is one."""
+        return self._by_id.get(session_id)
 
     @property
     def full(self) -> bool:
@@ -85,14 +107,20 @@ class Connections:
     def add(self, connection: Connection) -> None:
         session = connection.session
         self._by_id[session.id] = connection
+        self._packets -= session.packets_in
         if self._wheel is not None:
             self._wheel.add(connection, session.started)
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection that ended, and count it under its close reason."""
+        self.take_out(connection)
+        self.counts.closed[connection.session.close_reason or CloseReason.CLIENT_RESET] += 1
+
+    def take_out(self, connection: Connection) -> None:
+        """Forget a connection that is leaving the process; L{add} has it back."""
         session = connection.session
         del self._by_id[session.id]
-        self.counts.closed[session.close_reason or CloseReason.CLIENT_RESET] += 1
+        self._packets += session.packets_in
         if self._wheel is not None:
             self._wheel.remove(connection, session.started)
 
@@ -105,16 +133,53 @@ class Connections:
             return
         now = self.clock()
         for connection in self._wheel.due(now):
+            if connection.deaf:
+                connection.session.heard = now  # he may have said something that we did not read
             if self._heartbeat.expired(connection.session.heard, now):
                 connection.close(CloseReason.IDLE)
 
-    def finish(self) -> None:
-        """Let every connection answer what it has received, then close."""
+    def received(self) -> int:
+        """How many packets the worker has received.
+
+        Asked for once a second, it takes 0.6 ms of that with 20,000 connections; counting in the
+        way of the packets would cost each read.
+        """
+        return self._packets + sum([c.session.decoder.packets for c in self._by_id.values()])
+
+    def finish(self, spread: float = 0.0) -> None:
+        """Let every connection answer what it has received, then close.
+
+        @param spread: seconds over which the ends of those that have nothing to answer are
+            spread, see L{finish_due}; until its turn has come, such a one is served.
+        """
         self.draining = True
+        idle = []
         for connection in self:
-            connection.finish()
+            if spread and connection.idle:
+                idle.append(connection.session.id)
+            else:
+                self._finish(connection)
+        self._spread = Spread(idle, spread, self.clock())
+        self.finish_due()
+
+    def finish_due(self) -> None:
+        """Finish those whose turn has come; to be called often while there is a drain."""
+        for session_id in self._spread.due(self.clock()):
+            connection = self._by_id.get(session_id)
+            if connection is not None:
+                self._finish(connection)
 
     def abort(self) -> None:
         """Close all at once."""
         for connection in self:
+            try:
+                connection.abort()
+            except Exception:
+                self.log.failure("cannot cut a connection", session=connection.session)
+
+    def _finish(self, connection: Connection) -> None:
+        try:
+            connection.finish()
+        except Exception:  # one must not keep the others from their end
+            self.log.failure("cannot finish a connection", session=connection.session)
             connection.abort()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.interfaces import (
@@ -15,11 +17,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ccserver.core.carried import Carried
+from ccserver.core.framing import Packet
 from ccserver.core.limits import SessionLimits
 from ccserver.core.session import CloseReason, Session
 from ccserver.errors import ProtocolError
 from ccserver.net.connections import Connections
-from ccserver.net.dispatch import NOTHING, Dispatch, Lane
+from ccserver.net.dispatch import Dispatch
+from ccserver.net.lane import NOTHING, Lane
+from ccserver.net.transport import DirectServer
 
 FLUSH_TIMEOUT = 10.0
 """Seconds that a closing connection has to take what was sent to it, before it is cut."""
@@ -114,6 +120,86 @@ class PacketProtocol(Protocol):
             self._log_end()
         self.lane.lost(session.close_reason or CloseReason.CLIENT_RESET)
 
+    def adopt(self, transport: DirectServer, carried: Carried, unsent: list[bytes]) -> None:
+        """Go on with a connection that comes from another process.
+
+        @raise ValueError: it cannot be; nothing was done.
+        """
+        factory = self.factory
+        self.session = Session.adopt(carried, factory.limits, factory.clock.seconds())
+        self._decoder = self.session.decoder
+        self.transport = transport
+        self.connected = 1
+        self.lane = Lane(self.session, self, factory.dispatch)
+        self.transport.registerProducer(self.lane, True)
+        factory.connections.add(self)
+        factory.connections.counts.adopted += 1
+        transport.preload(unsent)
+        self.lane.adopt(carried.pending)
+        if self._decoder.refused:
+            self._settle()
+        if factory.connections.draining:
+            self.finish()
+
+    @property
+    def reason_to_stay(self) -> str | None:
+        """Why the connection cannot move to another process, if it cannot."""
+        if not isinstance(self.transport, DirectServer) or self.transport.TLS:
+            return "tls"
+        if self.session.id not in self.factory.connections:
+            return "closing"  # it has ended, or is on its way by another channel
+        if self.session.close_reason is not None or self.lane.ending:
+            return "closing"
+        return "handler" if self.lane.held else None
+
+    def detach(self) -> tuple[list[Packet], list[bytes]]:
+        """Do no more, with the socket open; the lane is at rest.
+
+        @return: the packets that were not handled, the bytes that were not sent.
+        """
+        self.factory.connections.take_out(self)
+        waiting = self.lane.depart()
+        # what threads have sent before is still to go; from now on they send nothing
+        self.factory.dispatch.pool.work_off()
+        return waiting, self.transport.detach()
+
+    def reattach(self, waiting: list[Packet]) -> None:
+        """It stays after all: go on as before L{detach}."""
+        connections = self.factory.connections
+        connections.add(self)
+        self.transport.reattach()
+        self.lane.come_back(waiting)
+        if connections.draining:
+            self.finish()
+
+    def gone(self) -> None:
+        """It is in another process now."""
+        self._lost = True
+        self.factory.connections.counts.handed_over += 1
+        self.transport.release()
+        self.lane.release()
+
+    def gone_astray(self) -> None:
+        """It went, and nobody has said that it arrived: it must not be served here any more."""
+        self._lost = True
+        self.session.stop(CloseReason.HANDOVER)
+        self.factory.connections.counts.closed[CloseReason.HANDOVER] += 1
+        self.transport.release()
+        if self.factory.log_ends:
+            self._log_end()
+        self.lane.come_back([])
+        self.lane.lost(CloseReason.HANDOVER)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being handled and nothing waits."""
+        return self.lane.idle
+
+    @property
+    def deaf(self) -> bool:
+        """Whether nothing is read because we are behind, not because the client is."""
+        return self.lane.paused and not self.lane.blocked
+
     def finish(self) -> None:
         """Answer what has been received, what waits in the kernel too, then close."""
         if self._lost or self._deadline is not None:
@@ -123,7 +209,7 @@ class PacketProtocol(Protocol):
             self.transport.doRead()
             if self.session.bytes_in == before or self.session.close_reason is not None:
                 break
-        self.session.stop(CloseReason.SHUTDOWN)
+        self.session.stop(CloseReason.DRAIN)
         self.pause_reading()
         self.lane.finish()
 
@@ -135,6 +221,8 @@ class PacketProtocol(Protocol):
     def abort(self) -> None:
         """Close at once."""
         self.session.stop(CloseReason.SHUTDOWN)
+        if self.session.close_reason is CloseReason.DRAIN:
+            self.session.close_reason = CloseReason.SHUTDOWN  # it took too long
         self.transport.abortConnection()
 
     def write(self, data: bytes) -> None:
@@ -242,6 +330,31 @@ class PacketFactory(Factory):
         self.dispatch = dispatch
         self.clock = clock
         self.log_ends = log_ends
+
+    def adopt(self, sock: socket.socket, carried: Carried, unsent: list[bytes]) -> None:
+        """Go on with a connection that comes from another process.
+
+        It need not have been accepted at the address of this factory; C{worker_connections}
+        does not keep it out.
+
+        @param sock: connected; it belongs to the factory when this has returned.
+        @param unsent: bytes that are to be sent before all others.
+        @raise ValueError: the connection cannot be gone on with.
+        @raise OSError: the reactor cannot take the socket.
+        """
+        if carried.id in self.connections:
+            raise ValueError(f"there is a connection {carried.id} already")
+        client: tuple[Any, ...] = ("-", 0)  # as long as there is none, as reading will tell
+        with suppress(OSError):
+            client = sock.getpeername() or client
+        protocol = PacketProtocol(self, carried.peer)
+        transport = DirectServer(sock, protocol, client, None, 0, self.clock)
+        transport.repstr = f"<connection {carried.id}, adopted>"
+        try:
+            protocol.adopt(transport, carried, unsent)
+        except ValueError:
+            transport.stopReading()
+            raise
 
     def buildProtocol(  # type: ignore[override]
         self, addr: IAddress | None

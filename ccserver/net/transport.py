@@ -53,6 +53,8 @@ class DirectServer(tcp.Server):
     TLS: bool
     _flush_later: Any
     startWriting: Any
+    stopWriting: Any
+    stopReading: Any
     _maybePauseProducer: Any
 
     def __init__(self, *arguments: Any) -> None:
@@ -130,6 +132,40 @@ class DirectServer(tcp.Server):
         self._tempDataLen += len(data)
         self._maybePauseProducer()
         self.startWriting()
+
+    def detach(self) -> list[bytes]:
+        """Leave the reactor with the socket open, and keep back what is written from now on.
+
+        @return: what is not sent; it stays here too, for L{reattach}.
+        """
+        self.flush()
+        self.stopReading()
+        self.stopWriting()
+        self.flush = lambda: None  # type: ignore[method-assign]
+        unsent = [self.dataBuffer[self.offset :], b"".join(self._tempDataBuffer)]
+        return [data for data in unsent if data]
+
+    def reattach(self) -> None:
+        """Write again, first what was not sent; reading is resumed by C{resumeProducing}."""
+        del self.flush
+        self.flush()
+        if self._tempDataLen or self.dataBuffer:
+            self.startWriting()
+
+    def release(self) -> None:
+        """Let go of the socket of a detached transport: it is closed here, and only here."""
+        self.connected, self.disconnected = 0, 1
+        self.producer = self._receive = self._corked = None
+        self.socket.close()  # without a shutdown, which would end it for all who have it
+        del self.protocol, self.socket, self.fileno
+
+    def preload(self, unsent: list[bytes]) -> None:
+        """Send C{unsent}, of an earlier transport of the socket, before all else."""
+        self._tempDataBuffer.extend(unsent)
+        self._tempDataLen += sum(map(len, unsent))
+        if self._tempDataLen:
+            self._maybePauseProducer()
+            self.startWriting()
 
     def startTLS(self, *arguments: Any) -> None:
         self.flush()

@@ -1,23 +1,98 @@
 """The link: what master and worker say to each other, AMP over a socketpair.
 
-Its end of file tells either side that the other is gone.
+Its end of file tells either side that the other is gone. What may be long travels as JSON in a
+file in memory, for AMP carries at most 65535 bytes in a value.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+import json
+import os
+from typing import Any, ClassVar
 
+from twisted.internet.protocol import connectionDone
 from twisted.protocols import amp
+from twisted.python.failure import Failure
+
+REASON_LIMIT = 8000
+"""Characters of a C{reason}, of up to 4 bytes each."""
+
+ALL = -1
+"""The C{count} of L{Give} that means every connection."""
+
+
+class Line(amp.AMP):
+    """One end of a link: AMP that does not log that it comes and goes."""
+
+    def __init__(self) -> None:
+        amp.AMP.__init__(self)
+
+    def makeConnection(self, transport: Any) -> None:
+        amp.BinaryBoxProtocol.makeConnection(self, transport)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        amp.BinaryBoxProtocol.connectionLost(self, reason)
+        self.transport = None
 
 
 class Ready(amp.Command):
-    """Worker to master: it accepts connections."""
+    """Worker to master: it has loaded the application, and can serve."""
 
 
 class Failed(amp.Command):
     """Worker to master: it cannot start; it ends with C{status}, and C{reason} is why."""
 
     arguments: ClassVar = [(b"status", amp.Integer()), (b"reason", amp.Unicode())]
+
+
+class Beat(amp.Command):
+    """Worker to master, about once a second: its reactor turns; C{figures} as JSON."""
+
+    arguments: ClassVar = [(b"figures", amp.Unicode())]
+    requiresAnswer = False
+
+
+class Serve(amp.Command):
+    """Master to worker: accept connections."""
+
+
+class StopAccepting(amp.Command):
+    """Master to worker: accept what waits, then no more; answers how many connections it has."""
+
+    response: ClassVar = [(b"connections", amp.Integer())]
+
+
+class Take(amp.Command):
+    """Master to worker: adopt the connections that come through C{channel}."""
+
+    arguments: ClassVar = [(b"channel", amp.Descriptor())]
+
+
+class Give(amp.Command):
+    """Master to worker: hand C{count} connections over through C{channel}.
+
+    Answers when each has gone or stays: how many have C{moved}, and in C{left}, as JSON, how many
+    have not, by reason.
+    """
+
+    arguments: ClassVar = [(b"channel", amp.Descriptor()), (b"count", amp.Integer())]
+    response: ClassVar = [(b"moved", amp.Integer()), (b"left", amp.Unicode())]
+
+
+class Lend(amp.Command):
+    """Master to worker: accept from the socket C{listening} on C{address} of another slot too."""
+
+    arguments: ClassVar = [
+        (b"slot", amp.Integer()),
+        (b"address", amp.Unicode()),
+        (b"listening", amp.Descriptor()),
+    ]
+
+
+class Return(amp.Command):
+    """Master to worker: accept no more from the sockets lent from C{slot}."""
+
+    arguments: ClassVar = [(b"slot", amp.Integer())]
 
 
 class Stop(amp.Command):
@@ -33,5 +108,50 @@ class Reopen(amp.Command):
     """Master to worker: open the log file anew."""
 
 
-REASON_LIMIT = 8000
-"""Characters of a C{reason}: AMP carries at most 65535 bytes in a value."""
+class SetLogLevel(amp.Command):
+    """Master to worker: log up to C{level}, 0 to 8."""
+
+    arguments: ClassVar = [(b"level", amp.Integer())]
+
+
+class List(amp.Command):
+    """Master to worker: write a row for each connection into C{file}, as JSON."""
+
+    arguments: ClassVar = [(b"file", amp.Descriptor())]
+
+
+class Kick(amp.Command):
+    """Master to worker: close the connection C{id}; answers whether there was one."""
+
+    arguments: ClassVar = [(b"id", amp.Integer())]
+    response: ClassVar = [(b"found", amp.Boolean())]
+
+
+def memory_file(name: str, value: Any = None) -> int:
+    """The descriptor of a file in memory, with C{value} as JSON in it unless it is None.
+
+    @raise OSError: none could be made; nothing stays open.
+    """
+    fd = os.memfd_create(name)
+    try:
+        if value is not None:
+            write_json(fd, value)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def write_json(fd: int, value: Any) -> None:
+    """Write C{value} as JSON into the file C{fd}, whose offset stays at its beginning."""
+    data = memoryview(json.dumps(value).encode())
+    place = 0
+    while place < len(data):
+        place += os.pwrite(fd, data[place:], place)
+
+
+def read_json(fd: int) -> Any:
+    """What L{write_json} has written into the file C{fd}."""
+    with os.fdopen(os.dup(fd), "rb") as file:
+        file.seek(0)
+        return json.loads(file.read())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 import time
 from collections.abc import Mapping
@@ -46,6 +47,7 @@ _ESCAPES = {
 } | {0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 FILE_MODE = 0o640
+FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class ProcessLogger(Logger):
@@ -75,9 +77,9 @@ class LineObserver:
 
     C{2026/11/23 03:26:52 [error] 4370: *17 text (104: Connection reset by peer), client:
     127.0.0.1:5000, server: 0.0.0.0:5678}, and behind it, indented by a tab, the traceback of a
-    failure. The text's control characters are escaped. A line is one C{write} to a descriptor
-    opened with C{O_APPEND}, so the lines of several processes do not tear each other (FACTS 43).
-    May be called from any thread. What cannot be written is dropped.
+    failure, or the lines of C{stack}. The text's control characters are escaped. A line is one
+    C{write} to a descriptor opened with C{O_APPEND}, so the lines of several processes do not tear
+    each other (FACTS 43). May be called from any thread. What cannot be written is dropped.
     """
 
     def __init__(self, path: str, level: int, stderr: bool) -> None:
@@ -96,8 +98,7 @@ class LineObserver:
 
         @raise OSError: it can't be opened for writing.
         """
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
-        self._fd = os.open(self.path, flags, FILE_MODE)
+        self._fd = os.open(self.path, FLAGS, FILE_MODE)
 
     def reopen(self) -> None:
         """Go on in the file that has the path now; in the old one, if there is none to be had."""
@@ -112,6 +113,28 @@ class LineObserver:
             os.dup2(new, old, inheritable=False)
             os.close(new)
 
+    def fileno(self) -> int:
+        """The descriptor of the file, which stays the same; of stderr, if there is none."""
+        return 2 if self._fd is None else self._fd
+
+    def check(self, path: str) -> None:
+        """See whether C{path} could be the file.
+
+        @raise OSError: it can't be opened for writing.
+        """
+        os.close(os.open(path, FLAGS, FILE_MODE))
+
+    def change(self, path: str, level: int) -> None:
+        """Go on in the file C{path}, or in the one there is, if that can't be, with C{level}."""
+        self.level = level
+        if path != self.path:
+            old, self.path = self.path, path
+            try:
+                self.reopen()
+            except OSError:
+                self.path = old
+                raise
+
     def close(self) -> None:
         """Write no more to the file."""
         if self._fd is not None:
@@ -125,7 +148,7 @@ class LineObserver:
         line = as_line(event, severity).encode("utf-8", "backslashreplace")
         if self._fd is not None:
             self._write(self._fd, line)
-        if self._stderr:
+        if self._stderr and _is_writable(2):
             self._write(2, line)
 
     def _write(self, fd: int, line: bytes) -> None:
@@ -133,6 +156,13 @@ class LineObserver:
             os.write(fd, line)
         except OSError:
             pass
+
+
+def _is_writable(fd: int) -> bool:
+    """Whether a write would not have to wait: nobody may read what is at the other end."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return any(event & select.POLLOUT for _, event in poll.poll(0))
 
 
 def severity_of(event: Mapping[str, Any]) -> int:
@@ -159,9 +189,9 @@ def as_line(event: LogEvent, severity: int) -> str:
     if session is not None:
         line += f", client: {session.peer}, server: {session.server}"
     line += "\n"
-    if failure is not None:
-        lines = failure.getTraceback().rstrip().splitlines()
-        line += "".join(f"\t{escaped(part)}\n" for part in lines)
+    lines = failure.getTraceback().rstrip().splitlines() if failure is not None else ()
+    for part in event.get("stack", lines):
+        line += f"\t{escaped(part)}\n"
     return line
 
 
@@ -176,10 +206,14 @@ class StdlibBridge(logging.Handler):
     log = Logger()
 
     def emit(self, record: logging.LogRecord) -> None:
-        level = next(ours for theirs, ours in _STDLIB_LEVELS if record.levelno >= theirs)
-        text = f"{record.name}: {record.getMessage()}"
-        if record.exc_info:
-            text += " | " + logging.Formatter().formatException(record.exc_info)
+        try:
+            level = next(ours for theirs, ours in _STDLIB_LEVELS if record.levelno >= theirs)
+            text = f"{record.name}: {record.getMessage()}"
+            if record.exc_info:
+                text += " | " + logging.Formatter().formatException(record.exc_info)
+        except Exception:  # a wrong call in some library must not raise there
+            self.log.failure("a line of {name} cannot be written", name=record.name)
+            return
         self.log.emit(level, "{text}", text=text)
 
 

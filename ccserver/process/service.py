@@ -18,17 +18,19 @@ from twisted.python.components import Componentized
 
 from ccserver.config import Config
 from ccserver.errors import StartError
+from ccserver.process.host import Host
+from ccserver.process.inheritance import inherited
 from ccserver.process.listening import Listening
 from ccserver.process.logs import LineObserver, ProcessLogger, bridge_stdlib
 
 GRACEFUL = (signal.SIGTERM, signal.SIGQUIT)
 REOPEN = signal.SIGUSR1
-UNUSED = (signal.SIGHUP, signal.SIGUSR2, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU)
+OPERATIONS = (signal.SIGHUP, signal.SIGUSR2, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU)
 ECHO = 0.25
 """Seconds in which a second signal to stop is the same one: C{timeout} and a terminal signal the
 process and its group."""
 
-SIGNALS = (*GRACEFUL, signal.SIGINT, REOPEN, *UNUSED)
+SIGNALS = (*GRACEFUL, signal.SIGINT, REOPEN, *OPERATIONS)
 
 
 class ServerService(Service):
@@ -42,15 +44,17 @@ class ServerService(Service):
     log = ProcessLogger()
     name = "ccserver"
 
-    def __init__(self, reactor: Any, config: Config, observer: LineObserver) -> None:
+    def __init__(self, reactor: Any, config: Config, observer: LineObserver, host: Host) -> None:
         self._reactor = reactor
         self._config = config
         self._observer = observer
+        self._host = host
         self._listening = Listening(config.listen.addresses, config.listen.backlog)
         self._graceful = True
         self._stopping = False
         self._failed = False
         self._stopped_at = 0.0
+        self._stopped_by = 0  # the signal
 
     def setServiceParent(self, parent: Any) -> None:
         """Become part of C{parent}, whose log goes where the configuration says."""
@@ -63,14 +67,20 @@ class ServerService(Service):
 
         @raise StartError: one of them cannot be opened.
         """
+        owner = self._host.owner
         try:
             self._observer.open()
+            if owner is not None:
+                owner.own_file(self._observer.path)
         except OSError as error:
             raise StartError(f"cannot open the log file: {error}") from None
         bridge_stdlib()
         for warning in self._config.warnings:
             self.log.warn("{text}", text=warning)  # "warning" has a meaning of its own in Twisted
-        self._listening.open(self._slots())
+        passed = inherited(self._host.systemd, os.environ, self._listening.addresses)
+        self._listening.open(self._slots(), passed)
+        if owner is not None:
+            self._listening.give(owner.uid)
         Service.privilegedStartService(self)
 
     def startService(self) -> None:
@@ -83,6 +93,7 @@ class ServerService(Service):
         self._stopping = True
         Service.stopService(self)
         self.log.notice("stopping")
+        self._host.systemd.stopping()
         return self._end(self._graceful).addErrback(
             lambda failure: self.log.failure("while stopping", failure)
         )
@@ -98,6 +109,14 @@ class ServerService(Service):
         if self._reactor.running and not self._stopping:
             self._reactor.stop()
 
+    def stop_later(self, graceful: bool) -> None:
+        """Stop in a later turn of the reactor; the end is clean, with status 0."""
+        self._reactor.callLater(0, self._stop_now, graceful)
+
+    def open_log_anew(self) -> None:
+        """Open the log file anew, in all our processes."""
+        self._guard(self._reopen)
+
     def _slots(self) -> int:
         """For how many workers sockets are opened."""
         raise NotImplementedError
@@ -112,6 +131,10 @@ class ServerService(Service):
 
     def _hasten(self) -> None:
         """A graceful stop is under way: stop at once."""
+        raise NotImplementedError
+
+    def _operate(self, number: signal.Signals) -> None:
+        """Do what one of L{OPERATIONS} asks for."""
         raise NotImplementedError
 
     def _reopen(self) -> None:
@@ -132,10 +155,11 @@ class ServerService(Service):
 
     def _handle(self, number: signal.Signals) -> None:
         if number is REOPEN:
-            self._guard(self._reopen)
-        elif number in UNUSED:
-            self.log.notice("signal {name} has no meaning here", name=number.name)
-        elif self._stopping and self._reactor.seconds() - self._stopped_at < ECHO:
+            self.open_log_anew()
+        elif number in OPERATIONS:
+            self.log.notice("{name} received", name=number.name)
+            self._operate(number)
+        elif self._stopping and number == self._stopped_by and self._is_echo():
             pass
         elif self._stopping:
             self.log.notice("{name} again: stopping at once", name=number.name)
@@ -144,12 +168,23 @@ class ServerService(Service):
             self.log.notice("{name} received", name=number.name)
             self._graceful = number in GRACEFUL
             self._stopped_at = self._reactor.seconds()
+            self._stopped_by = number
             if number is signal.SIGQUIT:
                 self._reactor.stop()
             elif number is signal.SIGINT:
                 self._reactor.sigInt(number)
             else:
                 self._reactor.sigTerm(number)
+
+    def _is_echo(self) -> bool:
+        return bool(self._reactor.seconds() - self._stopped_at < ECHO)
+
+    def _stop_now(self, graceful: bool) -> None:
+        if not self._stopping:
+            self._graceful = graceful
+            self._reactor.stop()
+        elif not graceful:
+            self._hasten()
 
     def _guard(self, action: Callable[[], None]) -> None:
         try:

@@ -12,8 +12,9 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Any
 
@@ -23,15 +24,17 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.main import installReactor
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.task import LoopingCall
-from twisted.protocols import amp
 from twisted.python.failure import Failure
 
 from ccserver.config import Address, Config
+from ccserver.core.watch import Watch
 from ccserver.errors import AppError, CcserverError
 from ccserver.loading import load_app
+from ccserver.net.giver import Report
 from ccserver.net.reactor import DirectReactor
 from ccserver.process import link, logs
 from ccserver.process.serving import Server
+from ccserver.process.stacks import report_stacks_on_signal
 
 LINK_FD, ORDER_FD, SOCKETS_FD = 3, 4, 5
 """The descriptors of a worker process; 0 is /dev/null, 1 and 2 are the master's."""
@@ -64,6 +67,7 @@ class Order:
     @ivar slot: the worker's number, from 0.
     @ivar process_number: which of all worker processes it is, from 0.
     @ivar stderr: log to stderr as well.
+    @ivar log_level: what to log, 0 to 8, whatever the configuration says.
     """
 
     text: str
@@ -72,27 +76,68 @@ class Order:
     slot: int
     process_number: int
     stderr: bool
-
-    def dump(self) -> bytes:
-        """The order as bytes."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def load(cls, data: bytes) -> Order:
-        """The order that L{dump} made bytes of."""
-        return cls(**json.loads(data))
+    log_level: int
 
 
-class _Link(amp.AMP):
+class _Link(link.Line):
     """The worker's end of the link."""
 
     def __init__(self, process: WorkerProcess) -> None:
-        amp.AMP.__init__(self)
+        super().__init__()
         self._process = process
 
     @link.Stop.responder
     def stop(self, graceful: bool, timeout: float) -> dict[str, Any]:
         self._process.stop(graceful, timeout)
+        return {}
+
+    @link.Serve.responder
+    def serve(self) -> dict[str, Any]:
+        self._process.serve()
+        return {}
+
+    @link.StopAccepting.responder
+    def stop_accepting(self) -> dict[str, Any]:
+        return {"connections": self._process.stop_accepting()}
+
+    @link.Take.responder
+    def take(self, channel: int) -> dict[str, Any]:
+        self._process.take(socket.socket(fileno=channel))
+        return {}
+
+    @link.Give.responder
+    def give(self, channel: int, count: int) -> Deferred[dict[str, Any]]:
+        async def give() -> dict[str, Any]:
+            report = await self._process.give(socket.socket(fileno=channel), count)
+            return {"moved": report.moved, "left": json.dumps(report.left)}
+
+        return Deferred.fromCoroutine(give())
+
+    @link.Lend.responder
+    def lend(self, slot: int, address: str, listening: int) -> dict[str, Any]:
+        self._process.lend(slot, address, socket.socket(fileno=listening))
+        return {}
+
+    @link.Return.responder
+    def give_back(self, slot: int) -> dict[str, Any]:
+        self._process.give_back(slot)
+        return {}
+
+    @link.List.responder
+    def list_connections(self, file: int) -> dict[str, Any]:
+        try:
+            link.write_json(file, self._process.connection_rows())
+        finally:
+            os.close(file)
+        return {}
+
+    @link.Kick.responder
+    def kick(self, id: int) -> dict[str, Any]:
+        return {"found": self._process.kick(id)}
+
+    @link.SetLogLevel.responder
+    def set_log_level(self, level: int) -> dict[str, Any]:
+        self._process.set_log_level(level)
         return {}
 
     @link.Reopen.responder
@@ -104,7 +149,7 @@ class _Link(amp.AMP):
         return {}
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        amp.AMP.connectionLost(self, reason)
+        link.Line.connectionLost(self, reason)
         self._process.orphaned()
 
 
@@ -146,8 +191,8 @@ class WorkerProcess:
         self._stopping = False
         self._ended = False
         self._noticed = Event()
-        self._title = LoopingCall(self._show_title)
-        self._title.clock = reactor
+        self._title = self._loop(self._show_title)
+        self._pulse = self._loop(self._beat)
 
     def begin(self) -> None:
         """Take the descriptors, listen to signals, and start."""
@@ -165,16 +210,68 @@ class WorkerProcess:
         """Stop, and end the process; a second call that is not graceful cuts the first short."""
         Deferred.fromCoroutine(self._stop(graceful, timeout)).addErrback(self._broken)
 
+    def serve(self) -> None:
+        """Accept connections."""
+        if self._server is not None and not self._stopping:
+            self._server.serve()
+            self._beat()
+
+    def stop_accepting(self) -> int:
+        """Accept no more connections; how many there are."""
+        return self._server.stop_accepting() if self._server is not None else 0
+
+    def take(self, channel: socket.socket) -> None:
+        """Adopt the connections that come through C{channel}."""
+        if self._server is None or self._stopping:
+            channel.close()  # the other side keeps what it was to give
+        else:
+            taken = Deferred.fromCoroutine(self._server.take(channel))
+            taken.addCallback(lambda count: self._beat())  # the master shows the new figures
+
+    async def give(self, channel: socket.socket, count: int) -> Report:
+        """Hand C{count} connections over through C{channel}."""
+        if self._server is None:
+            channel.close()
+            return Report(0, {})
+        return await self._server.give(channel, None if count == link.ALL else count)
+
+    def lend(self, slot: int, address: str, listening: socket.socket) -> None:
+        """Accept connections from C{listening}, of another C{slot}, too."""
+        if self._server is None or self._stopping:
+            listening.close()
+        else:
+            self._server.listen(slot, address, listening)
+
+    def give_back(self, slot: int) -> None:
+        """Accept no connections from the sockets of another C{slot} any more."""
+        if self._server is not None:
+            self._server.listen_no_more(slot)
+
+    def connection_rows(self) -> list[dict[str, Any]]:
+        """What the connections are, a row each."""
+        return [] if self._server is None else self._server.connection_rows()
+
+    def kick(self, id: int) -> bool:
+        """Close a connection; whether there was one."""
+        return self._server is not None and self._server.kick(id)
+
+    def set_log_level(self, level: int) -> None:
+        """Log up to C{level}, 0 to 8."""
+        self.observer.level = level
+        if self._server is not None:
+            self._server.set_log_level(level)
+
     def orphaned(self) -> None:
         """The master is gone: so must we be, for nobody would replace or stop us."""
         self._noticed.set()
-        if not self._stopping:
+        if not self._ended:
             self.log.alert("the master process is gone: stopping")
-            self.stop(True, ORPHAN_TIMEOUT)
+            self.stop(True, ORPHAN_TIMEOUT)  # also where a longer stop is under way
 
     async def _start(self) -> None:
         config = self._config
         self._title.start(1.0, now=True)
+        self._pulse.start(Watch(config.process.worker_timeout).interval, now=False)
         try:
             app = load_app(config.app.app, config.app.path)
             server = Server(
@@ -185,11 +282,12 @@ class WorkerProcess:
                 self._order.slot,
                 self._order.process_number,
             )
-            await server.start()
+            await server.prepare()
         except CcserverError as error:
             await self._fail(EXIT_APP if isinstance(error, AppError) else EXIT_START, str(error))
             return
         self._server = server
+        server.set_log_level(self.observer.level)
         if not self._stopping:
             with suppress(ConnectionLost, ConnectionDone):  # stopped before it was answered
                 await self._link.callRemote(link.Ready)
@@ -233,6 +331,22 @@ class WorkerProcess:
         timeout = self._config.process.shutdown_timeout
         self._reactor.callFromThread(self.stop, True, timeout)
 
+    def _beat(self) -> None:
+        """Tell the master how we are: from the reactor itself, which may be blocked."""
+        figures = self._server.figures() if self._server is not None else {}
+        self._link.callRemote(link.Beat, figures=json.dumps(figures))
+
+    def _loop(self, function: Callable[[], None]) -> LoopingCall:
+        def run() -> None:
+            try:
+                function()
+            except Exception:  # it goes on at the next turn
+                self.log.failure("worker process")
+
+        loop = LoopingCall(run)
+        loop.clock = self._reactor
+        return loop
+
     def _show_title(self) -> None:
         count = len(self._server.connections) if self._server is not None else 0
         doing = " is shutting down" if self._stopping else ""
@@ -243,15 +357,16 @@ def main() -> None:
     """Run a worker until it is told to stop."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    with open(ORDER_FD, "rb") as file:
-        order = Order.load(file.read())
+    order = Order(**link.read_json(ORDER_FD))
+    os.close(ORDER_FD)
     config = Config.parse(order.text, order.path, order.base)
-    observer = logs.LineObserver(config.log.file, config.log.level, order.stderr)
+    observer = logs.LineObserver(config.log.file, order.log_level, order.stderr)
     try:
         observer.open()
     except OSError as error:
         logs.last_words(f"cannot open the log file: {error}")
     logs.begin(observer)
+    report_stacks_on_signal(observer.fileno())
     reactor = DirectReactor()
     installReactor(reactor)
     process = WorkerProcess(reactor, order, config, observer)

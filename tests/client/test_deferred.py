@@ -333,6 +333,15 @@ class EndTests(Case):
         self.assertIsInstance(self.successResultOf(second), ConnectionClosed)
         self.assertIsInstance(self.successResultOf(connection.closed), ConnectionClosed)
 
+    def test_who_is_told_of_the_end_may_cancel_another(self):
+        connection = self.connected()
+        first, second, third = connection.closed, connection.closed, connection.closed
+        first.addCallback(lambda error: second.cancel())
+        self.transport.loseConnection()
+        self.assertIsNone(self.successResultOf(first))
+        self.failureResultOf(second, CancelledError)
+        self.assertIsInstance(self.successResultOf(third), ConnectionClosed)
+
     def test_nothing_can_be_sent_afterwards(self):
         connection = self.connected()
         connection.close()

@@ -124,6 +124,16 @@ class PacketTests(SynchronousTestCase):
     def test_a_message_is_encoded(self):
         self.assertEqual(packet(7, Point(x=1)), encode(7, b"\0\1"))
 
+    def test_a_body_may_be_anything_bytes_like_with_the_compiled_part_as_without(self):
+        for body in (b"ab", bytearray(b"ab"), memoryview(b"xaby")[1:3]):
+            self.assertEqual(packet(7, body), encode(7, b"ab"))
+            self.assertIs(type(packet(7, body)), bytes)
+
+    def test_what_is_no_body_is_a_type_error(self):
+        for body in ("text", None, 5):
+            with self.assertRaises(TypeError):
+                packet(7, body)
+
     def test_a_code_that_is_none_is_refused(self):
         for code in (-1, 0x10000):
             with self.assertRaises(ValueError):

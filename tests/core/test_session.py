@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from ccserver.core.carried import Carried
 from ccserver.core.framing import Packet, encode
 from ccserver.core.limits import FloodLimit, Heartbeat, SessionLimits
 from ccserver.core.session import CloseReason, Session
-from ccserver.errors import PacketTooLong
+from ccserver.errors import NotCarried, PacketTooLong
 from ccserver.message import Message, field
 from tests.core.test_framing import header, spoiled
 
@@ -106,6 +109,7 @@ class CloseReasonTests(SynchronousTestCase):
                 "drain",
                 "flood",
                 "handler",
+                "handover",
                 "idle",
                 "kicked",
                 "shutdown",
@@ -269,3 +273,77 @@ class CountTests(SynchronousTestCase):
         it = session()
         it.decoder.feed(encode(1) + spoiled(2, b"b") + b"\0")
         self.assertEqual((it.packets_in, it.bytes_in), (2, 18))
+
+
+class CarryTests(SynchronousTestCase):
+    def carried_to(self, it: Session, limits: SessionLimits, now: float = 2.0) -> Session:
+        """The session that goes on elsewhere."""
+        carried = Carried.load(it.carry([], it.dump_state()).dump())
+        return Session.adopt(carried, limits, now)
+
+    @given(st.data())
+    def test_a_stream_may_be_carried_at_any_byte(self, data):
+        stream = encode(1, b"first") + spoiled(2, b"spoiled") + encode(3, b"") + b"\x00\x09"
+        place = data.draw(st.integers(0, len(stream)))
+        it = session()
+        packets = it.decoder.feed(stream[:place])
+        refused = it.take_refused()
+        other = self.carried_to(it, SessionLimits())
+        packets += other.decoder.feed(stream[place:])
+        refused += other.take_refused()
+        self.assertEqual(packets, [(1, b"first"), (3, b"")])
+        self.assertEqual([refusal.error.reason for refusal in refused], ["bad_crc"])
+        self.assertEqual((other.bytes_in, other.packets_in), (len(stream), 3))
+        self.assertEqual(other.decoder.incomplete, b"\x00\x09")
+
+    def test_what_is_known_goes_along(self):
+        it = session(HEARTBEAT, 1.0)
+        it.packets_out, it.bytes_out, it.heard = 3, 50, 1.5
+        it.state["name"] = "alice"
+        other = self.carried_to(it, HEARTBEAT)
+        self.assertEqual((other.id, other.peer, other.server), (it.id, it.peer, it.server))
+        self.assertEqual((other.started, other.heard), (1.0, 1.5))
+        self.assertEqual((other.packets_out, other.bytes_out), (3, 50))
+        self.assertEqual(other.state, {"name": "alice"})
+        self.assertIsNone(other.close_reason)
+
+    def test_silence_counts_from_now_where_nobody_has_listened(self):
+        self.assertEqual(self.carried_to(session(), HEARTBEAT, 99.0).heard, 99.0)
+
+    def test_the_flood_is_counted_on(self):
+        it = session(FLOOD)
+        it.admit([(1, b"")] * 9, 1.0)
+        other = self.carried_to(it, FLOOD)
+        self.assertEqual(len(other.admit([(1, b"")] * 5, 1.05)), 1)
+        self.assertIs(other.close_reason, CloseReason.FLOOD)
+
+    def test_limits_that_come_or_go_begin_or_end_with_the_move(self):
+        it = session()
+        it.admit([(1, b"")] * 100, 1.0)
+        self.assertEqual(len(self.carried_to(it, FLOOD).admit([(1, b"")] * 9, 1.0)), 9)
+        it = session(FLOOD)
+        it.admit([(1, b"")] * 9, 1.0)
+        self.assertEqual(len(self.carried_to(it, SessionLimits()).admit([(1, b"")] * 9, 1.0)), 9)
+
+    def test_a_packet_that_is_too_long_now_is_refused(self):
+        it = session()
+        it.decoder.feed(header(200, 1, 0))
+        other = self.carried_to(it, SessionLimits(max_packet_length=199))
+        self.assertEqual([r.error.reason for r in other.take_refused()], ["bad_length"])
+        self.assertIs(other.close_reason, CloseReason.BAD_LENGTH)
+        self.assertEqual((other.packets_in, other.decoder.buffered), (1, 0))
+
+    def test_a_complete_packet_is_none_that_is_incomplete(self):
+        carried = replace(session().carry([], b"d\0\0\0\0"), incomplete=encode(1, b"x"))
+        self.assertRaises(ValueError, Session.adopt, carried, SessionLimits(), 0.0)
+
+    def test_a_state_without_names_is_none(self):
+        for state in (b"N", b"?", b""):
+            carried = session().carry([], state)
+            self.assertRaises(ValueError, Session.adopt, carried, SessionLimits(), 0.0)
+
+    def test_a_state_that_is_not_plain_is_refused_by_name(self):
+        it = session()
+        it.state["user"] = object()
+        error = self.assertRaises(NotCarried, it.dump_state)
+        self.assertEqual(str(error), "session.state['user']: object is not plain")

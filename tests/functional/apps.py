@@ -13,14 +13,35 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from ccserver import App, Message, Session, Worker, field
+from tests.functional import stamps
+from tests.functional.codes import (
+    AWAIT,
+    BLOCK,
+    BULK,
+    CHATTER,
+    CHATTER_IN_THREAD,
+    CLOSE,
+    COUNT,
+    ECHOES,
+    LATER,
+    NAP,
+    PID,
+    PING,
+    POINT,
+    PUSH,
+    RAISE_REACTOR,
+    RAISE_THREAD,
+    REACTOR,
+    SILENT,
+    SLEEP,
+    TALLY,
+    TALLY_IN_THREAD,
+    THREAD,
+    TOO_LONG,
+    WRONG_TYPE,
+)
 
-PING, REACTOR, THREAD, AWAIT, PID = range(5)
-SLEEP, LATER, BLOCK = 10, 11, 12
-RAISE_REACTOR, RAISE_THREAD, TOO_LONG, WRONG_TYPE = range(20, 24)
-PUSH, SILENT, CLOSE, COUNT, POINT = range(30, 35)
-
-ECHOES = (REACTOR, THREAD, AWAIT)
-"""The codes under which what was sent comes back, handled in different ways."""
+__all__ = ["ECHOES"]
 
 PUSHES = 100
 
@@ -131,6 +152,52 @@ async def count(session: Session, request: bytes) -> bytes:
 @echo.message(POINT)
 def mirror(session: Session, request: Point) -> Point:
     return Point(x=request.y, y=request.x, name=request.name)
+
+
+@echo.message(NAP)
+def nap(session: Session, request: bytes) -> bytes:
+    """Block a thread for as long as the L{stamps.NAP} behind the stamp says."""
+    (milliseconds,) = stamps.NAP.unpack_from(request, stamps.LENGTH)
+    time.sleep(milliseconds / 1000)
+    return request
+
+
+@echo.message(TALLY)
+async def tally(session: Session, request: bytes) -> bytes:
+    return _tallied(session, request)
+
+
+@echo.message(TALLY_IN_THREAD)
+def tally_in_thread(session: Session, request: bytes) -> bytes:
+    return _tallied(session, request)
+
+
+def _tallied(session: Session, request: bytes) -> bytes:
+    session.state["tally"] = session.state.get("tally", 0) + 1
+    return request + stamps.COUNT.pack(session.state["tally"])
+
+
+@echo.message(BULK)
+async def bulk(session: Session, request: bytes) -> bytes:
+    """Send many packets at once, however slowly they are read."""
+    for body in stamps.series(request):
+        session.send(BULK, body)
+    return request
+
+
+@echo.message(CHATTER)
+async def chatter(session: Session, request: bytes) -> bytes:
+    for body in stamps.series(request):
+        session.send(CHATTER, body)
+        await _later(0)
+    return request
+
+
+@echo.message(CHATTER_IN_THREAD)
+def chatter_in_thread(session: Session, request: bytes) -> bytes:
+    for body in stamps.series(request):
+        session.send(CHATTER_IN_THREAD, body)
+    return request
 
 
 @refuses_to_start.on_worker_start

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.client import Client
-from ccserver.client.blocking import MAX_PUSHES, WINDOW
+from ccserver.client.blocking import LONGEST_WAIT, MAX_PUSHES, WINDOW
 from ccserver.core.framing import encode
 from ccserver.errors import (
     BadBody,
@@ -192,6 +192,24 @@ class TimeoutTests(Case):
         server.sendall(encode(5, b"early"))
         self.assertEqual(client.request(5, timeout=0), b"early")
 
+    def test_one_of_any_length_is_waited_for(self):
+        client, server = self.pair()
+        select, waits = client._selector.select, []
+
+        def wait(seconds):
+            waits.append(seconds)
+            if len(waits) == 2:
+                server.sendall(encode(5, b"late"))
+            return select(0)
+
+        client._selector.select = wait
+        self.assertEqual(client.request(5, timeout=1e9), b"late")
+        self.assertEqual(waits, [LONGEST_WAIT] * 2)
+
+    def test_one_longer_than_poll_can_wait_is_no_error(self):
+        with listening(echo) as port, Client("127.0.0.1", port, timeout=1e10) as client:
+            self.assertEqual(client.request(5, b"x"), b"x")
+
     def test_what_the_server_does_not_read_cannot_be_sent_for_ever(self):
         client, _ = self.pair(timeout=SHORT)
         with self.assertRaises(RequestTimeout):
@@ -296,6 +314,24 @@ class EndTests(Case):
         client, server = self.pair()
         server.sendall(encode(9, b"news"))
         server.close()
+        self.assertEqual(client.receive(), (9, b"news"))
+        with self.assertRaises(ConnectionClosed):
+            client.receive()
+
+    def test_nothing_is_sent_to_a_server_that_is_gone_as_if_it_were_there(self):
+        client, server = self.pair()
+        server.close()
+        with self.assertRaises(ConnectionClosed) as caught:
+            client.send(5)
+        self.assertEqual(str(caught.exception), "Broken pipe")
+        self.assertTrue(client.closed)
+
+    def test_pushes_from_before_are_there_when_it_cannot_be_sent(self):
+        client, server = self.pair()
+        server.sendall(encode(9, b"news"))
+        server.close()
+        with self.assertRaises(ConnectionClosed):
+            client.send(5)
         self.assertEqual(client.receive(), (9, b"news"))
         with self.assertRaises(ConnectionClosed):
             client.receive()

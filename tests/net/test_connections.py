@@ -6,6 +6,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.core.counts import Counts
+from ccserver.core.framing import encode
 from ccserver.core.limits import Heartbeat, SessionLimits
 from ccserver.core.session import CloseReason, Session
 from ccserver.net.connections import Connections
@@ -17,6 +18,8 @@ class Connection:
     def __init__(self, table: Connections, now: float = 0.0) -> None:
         self.session = Session(table.next_id(), "peer", "server", SessionLimits(), now)
         self.told: list[object] = []
+        self.idle = True
+        self.deaf = False
 
     def finish(self) -> None:
         self.told.append("finish")
@@ -92,6 +95,76 @@ class TableTests(ConnectionsCase):
         self.assertEqual([connection.told for connection in connections], [["finish"]] * 3)
         self.assertTrue(table.draining)
 
+    def test_a_spread_ends_the_idle_ones_one_after_the_other(self):
+        table = self.table()
+        connections = self.filled(table, 4)
+        table.finish(8.0)
+        ended = []
+        for _ in range(4):
+            ended.append([len(connection.told) for connection in connections])
+            self.clock.advance(2)
+            table.finish_due()
+        self.assertEqual(ended, [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
+        table.finish_due()
+        self.assertEqual([connection.told for connection in connections], [["finish"]] * 4)
+
+    def test_who_has_something_to_answer_does_not_wait_for_his_turn(self):
+        table = self.table()
+        *idle, busy = self.filled(table, 4)
+        busy.idle = False
+        table.finish(8.0)
+        self.assertEqual(busy.told, ["finish"])
+        self.assertEqual(idle[-1].told, [])
+
+    def test_who_goes_before_his_turn_is_not_told(self):
+        table = self.table()
+        _, gone = self.filled(table, 2)
+        table.finish(8.0)
+        table.remove(gone)
+        self.clock.advance(8)
+        table.finish_due()
+        self.assertEqual(gone.told, [])
+
+    def test_a_second_call_without_a_spread_ends_all_at_once(self):
+        table = self.table()
+        connections = self.filled(table, 4)
+        table.finish(8.0)
+        table.finish()
+        self.assertTrue(all(connection.told for connection in connections))
+
+    def test_one_that_cannot_be_finished_is_cut_and_keeps_no_other_from_its_end(self):
+        table = self.table()
+        bad, good = self.filled(table, 2)
+        bad.finish = lambda: 1 / 0
+        table.finish()
+        self.assertEqual((bad.told, good.told), (["abort"], ["finish"]))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_packets_are_those_of_all_connections_that_were_here(self):
+        table = self.table()
+        gone, here = self.filled(table, 2)
+        for connection in (gone, here, here):
+            connection.session.decoder.feed(encode(1, b"x"))
+        table.remove(gone)
+        self.assertEqual(table.received(), 3)
+
+    def test_but_not_those_that_others_have_received(self):
+        source, target = self.table(), self.table()
+        (moved,) = self.filled(source, 1)
+        moved.session.decoder.feed(encode(1, b"x"))
+        source.take_out(moved)
+        target.add(moved)
+        moved.session.decoder.feed(encode(1, b"y") * 2)
+        self.assertEqual((source.received(), target.received()), (1, 2))
+        target.take_out(moved)
+        self.assertEqual(target.received(), 2)
+
+    def test_a_connection_is_found_by_its_id(self):
+        table = self.table()
+        (connection,) = self.filled(table, 1)
+        self.assertIs(table.get(connection.session.id), connection)
+        self.assertIsNone(table.get(0))
+
     def test_abort_is_told_to_all(self):
         table = self.table()
         connections = self.filled(table, 3)
@@ -130,6 +203,16 @@ class HeartbeatTests(ConnectionsCase):
         self.assertEqual(connection.told, [])
         self.tick(table, 2)
         self.assertEqual(connection.told, [CloseReason.IDLE])
+
+    def test_who_was_not_listened_to_is_not_silent(self):
+        table = self.table(heartbeat=Heartbeat(5))
+        (unheard,) = self.filled(table, 1)
+        unheard.deaf = True
+        self.tick(table, 100)
+        self.assertEqual(unheard.told, [])
+        unheard.deaf = False
+        self.tick(table, 40)
+        self.assertIn(CloseReason.IDLE, unheard.told)
 
     def test_who_has_gone_is_not_closed(self):
         table = self.table(heartbeat=Heartbeat(5, kick=True))

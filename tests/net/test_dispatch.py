@@ -19,8 +19,8 @@ from ccserver.app import App
 from ccserver.core.session import CloseReason, Session
 from ccserver.errors import BadBody, PacketTooLong, ProtocolError
 from ccserver.message import Message, field
-from ccserver.net import dispatch
-from ccserver.net.dispatch import Pool
+from ccserver.net import dispatch, jobs, lane
+from ccserver.net.pool import Pool
 from tests.support import (
     PATIENCE,
     FakeConnection,
@@ -285,7 +285,7 @@ class ThreadRepliesTests(RepliesCase):
         self.assertEqual(self.worker.pool.unfinished, 0)
 
     def test_a_quick_reply_does_not_wait_for_a_slow_handler_behind_it(self):
-        self.patch(dispatch, "FLUSH_AFTER", -1.0)
+        self.patch(jobs, "FLUSH_AFTER", -1.0)
         gate = Gate(self)
         self.on(3, lambda s, r: r, thread=True)
         self.on(4, lambda s, r: gate.wait(), thread=True)
@@ -620,7 +620,7 @@ class FullLaneTests(DispatchCase):
         self.assertTrue(client.reading)
 
     def test_it_is_resumed_when_half_of_them_are_left(self):
-        self.patch(dispatch, "BATCH", 1)
+        self.patch(lane, "BATCH", 1)
         client = self.connect(lane_packets=4)
         client.receive((2, b""))
         client.receive((2, b""), (2, b""), (2, b""), (2, b""))
@@ -903,6 +903,29 @@ class LostTests(DispatchCase):
 
 
 class AwaitTests(DispatchCase):
+    def test_a_handler_that_raises_what_ends_generators_ends_nothing(self):
+        def leave(session: Session, request: bytes) -> bytes:
+            raise GeneratorExit
+
+        self.on(1, leave)
+        self.echo(2)
+        client = self.connect()
+        client.receive((1, b""), (2, b"a"))
+        client.receive((2, b"b"))
+        self.assertEqual(client.bodies(), [b"a", b"b"])
+        self.assertEqual(len(self.flushLoggedErrors(GeneratorExit)), 1)
+        self.assertEqual(self.worker.counts.handler_errors, 1)
+
+    def test_a_handler_that_still_waits_when_all_is_over_is_no_fault(self):
+        self.waiting(1)
+        client = self.connect()
+        runner = self.worker.dispatch.new_runner()
+        self.worker.dispatch.idle_runners = [runner]
+        client.receive((1, b""))
+        self.assertEqual(len(self.waits), 1)
+        runner.close()
+        self.assertEqual(self.worker.counts.handler_errors, 0)
+
     def test_a_deferreds_result_is_what_await_gives(self):
         self.waiting(2)
         client = self.connect()

@@ -334,7 +334,7 @@ class FinishTests(ProtocolCase):
         client.protocol.finish()
         self.assertTrue(client.transport.ended)
         self.let_end(client)
-        self.assertEnded(client, "shutdown")
+        self.assertEnded(client, "drain")
 
     def test_what_waits_in_the_kernel_is_answered(self):
         client = self.connect(threads=1)
@@ -343,7 +343,7 @@ class FinishTests(ProtocolCase):
         self.worker.idle()
         self.assertEqual(client.bodies(), [b"a", b"b", b"c"])
         self.let_end(client)
-        self.assertEnded(client, "shutdown")
+        self.assertEnded(client, "drain")
 
     def test_but_not_for_ever(self):
         client = self.connect()
@@ -357,7 +357,7 @@ class FinishTests(ProtocolCase):
         client.protocol.finish()
         self.assertTrue(client.transport.ended)
         self.let_end(client)
-        self.assertEnded(client, "shutdown")
+        self.assertEnded(client, "drain")
 
     def test_a_handler_that_waits_is_waited_for(self):
         client = self.connect()
@@ -368,7 +368,7 @@ class FinishTests(ProtocolCase):
         self.waits.pop().callback(None)
         self.assertEqual(client.bodies(), [b"a", b"b"])
         self.let_end(client)
-        self.assertEnded(client, "shutdown")
+        self.assertEnded(client, "drain")
 
     def test_behind_our_end_of_stream_it_reads_on_to_see_the_clients(self):
         client = self.connect()
@@ -402,20 +402,50 @@ class FinishTests(ProtocolCase):
         client.end()
         client.turn()
         client.protocol.finish()
-        self.assertEnded(client, "shutdown")
+        self.assertEnded(client, "drain")
 
     def test_a_connection_that_comes_while_the_worker_stops_is_finished_at_once(self):
         self.connect()
         self.worker.connections.finish()
         late = self.worker.connect()
         self.assertTrue(late.transport.ended)
-        self.assertEqual(late.session.close_reason, "shutdown")
+        self.assertEqual(late.session.close_reason, "drain")
 
     def test_all_connections_are_finished_even_if_they_go_meanwhile(self):
         clients = [self.connect()]
         clients += [self.worker.connect() for _ in range(9)]
         self.worker.connections.finish()
         self.assertTrue(all(client.transport.ended for client in clients))
+
+    def test_who_is_cut_while_he_finishes_was_too_slow_for_the_drain(self):
+        client = self.connect()
+        client.receive((WAIT, b"a"))
+        client.protocol.finish()
+        client.protocol.abort()
+        self.waits.pop().callback(None)
+        self.assertEnded(client, "shutdown", aborted=True)
+
+    def test_who_is_cut_in_his_own_end_keeps_its_reason(self):
+        client = self.connect()
+        client.receive_bytes(header(3))
+        client.protocol.abort()
+        self.assertEqual(client.session.close_reason, "bad_length")
+
+    def test_in_a_spread_a_connection_is_served_until_its_turn(self):
+        idle, busy = self.connect(), self.worker.connect()
+        busy.receive((WAIT, b"a"))
+        late = self.worker.connect()
+        self.worker.connections.finish(10.0)
+        self.assertTrue(idle.transport.ended, "the first of the idle ones")
+        self.assertEqual(busy.session.close_reason, "drain", "what it has is its last")
+        late.receive((ECHO, b"x"))
+        self.assertEqual(late.bodies(), [b"x"])
+        self.worker.reactor.advance(4.9)
+        self.worker.connections.finish_due()
+        self.assertIsNone(late.session.close_reason)
+        self.worker.reactor.advance(0.1)
+        self.worker.connections.finish_due()
+        self.assertEqual(late.session.close_reason, "drain")
 
     def test_all_connections_are_cut_at_once_by_abort(self):
         clients = [self.connect()]

@@ -812,3 +812,113 @@ class CompiledTests(SynchronousTestCase):
                 parts.append(self.theirs.recv(1 << 20))
             except BlockingIOError:
                 return parts
+
+
+class DetachTests(SynchronousTestCase):
+    """Leaving the reactor with the socket open, and what can follow."""
+
+    reactor_class: type[EPollReactor] = DirectReactor
+
+    def setUp(self) -> None:
+        self.wire = Wire(self, self.reactor_class, DirectServer)
+        self.protocol = Recorder()
+        self.transport, self.fake = self.wire.connect(self.protocol)
+
+    def test_what_can_be_sent_is_sent_first(self):
+        self.transport.write(b"sent")
+        self.assertEqual(self.transport.detach(), [])
+        self.assertEqual(self.fake.received, b"sent")
+
+    def test_what_cannot_be_is_given_back_in_order(self):
+        self.fake.room = 3
+        for data in (b"one", b"two", b"three"):
+            self.transport.write(data)
+            self.wire.flush()
+        self.assertEqual(b"".join(self.transport.detach()), b"twothree")
+
+    def test_what_was_partly_sent_is_given_back_from_there(self):
+        self.fake.room = 0
+        self.transport.write(bytes(BIG) + b"rest")
+        self.wire.flush()
+        self.fake.room = 1000
+        self.transport.doWrite()
+        self.transport.write(b"!")
+        unsent = b"".join(self.transport.detach())
+        self.assertEqual(self.fake.received + unsent, bytes(BIG) + b"rest!")
+        self.assertEqual(len(self.fake.received), 1000)
+
+    def test_the_reactor_does_not_know_it_any_more(self):
+        self.fake.room = 0
+        self.transport.write(b"x")
+        self.transport.detach()
+        self.fake.room, self.fake.incoming = 100, [b"data"]
+        self.wire.turn(3)
+        self.assertEqual((self.protocol.got, self.fake.sent), ([], []))
+        self.assertNotIn(self.fake.fd, self.wire.poller.watched)
+
+    def test_what_is_written_then_is_kept_back(self):
+        self.transport.detach()
+        self.transport.write(b"late")
+        self.transport.write(bytes(BIG))
+        self.wire.turn(3)
+        self.assertEqual(self.fake.sent, [])
+
+    def test_reattach_sends_all_in_order_and_reads_again(self):
+        self.fake.room = 1
+        self.transport.write(b"abc")
+        self.wire.flush()
+        self.transport.detach()
+        self.transport.write(b"def")
+        self.fake.room, self.fake.incoming = 100, [b"data"]
+        self.transport.reattach()
+        self.transport.resumeProducing()
+        self.transport.write(b"ghi")
+        self.wire.settle()
+        self.assertEqual((self.fake.received, self.protocol.got), (b"abcdefghi", [b"data"]))
+
+    def test_release_closes_without_a_word(self):
+        self.fake.room = 1
+        self.transport.write(b"abc")
+        self.transport.detach()
+        self.transport.release()
+        self.assertTrue(self.fake.closed)
+        self.assertEqual((self.fake.shut, self.fake.was_reset), ([], False))
+        self.assertEqual(self.protocol.lost, [])
+
+    def test_after_release_nothing_does_anything(self):
+        self.transport.detach()
+        self.transport.release()
+        self.transport.write(b"x")
+        self.transport.writeSequence([b"x"])
+        self.transport.loseConnection()
+        self.transport.abortConnection()
+        self.transport.pauseProducing()
+        self.transport.resumeProducing()
+        self.transport.connectionLost(None)
+        self.wire.turn(3)
+        self.assertEqual((self.fake.sent, self.protocol.lost), ([], []))
+
+    def test_preload_goes_before_all_else(self):
+        self.transport.preload([b"first", b"second"])
+        self.transport.write(b"third")
+        self.wire.settle()
+        self.assertEqual(self.fake.received, b"firstsecondthird")
+        self.assertEqual(self.wire.reactor.getWriters(), [])
+
+    def test_preload_of_much_pauses_the_producer(self):
+        producer = Producer()
+        self.transport.registerProducer(producer, True)
+        self.transport.preload([bytes(BIG)])
+        self.assertEqual(producer.told, ["pause"])
+        self.wire.settle()
+        self.assertEqual(producer.told, ["pause", "resume"])
+        self.assertEqual(self.fake.received, bytes(BIG))
+
+    def test_preload_of_nothing_costs_nothing(self):
+        controls = self.wire.poller.controls
+        self.transport.preload([])
+        self.assertEqual(self.wire.poller.controls, controls)
+
+
+class StockDetachTests(DetachTests):
+    reactor_class = EPollReactor

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import io
 import os
+import pwd
 import sys
 import threading
 
@@ -15,9 +17,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver import tap
 from ccserver.errors import StartError
+from ccserver.process.listening import SOCKETS_VARIABLE
 from ccserver.process.logs import LineObserver
 from ccserver.process.master import Master
+from ccserver.process.owner import Owner
 from ccserver.process.single import SingleProcess
+from ccserver.process.systemd import Systemd
 from ccserver.tap import Options, makeService, worker_environment
 from tests.support import folder
 
@@ -82,6 +87,85 @@ class OptionsTests(TapCase):
         self.assertTrue(self.options(nodaemon=True).foreground)
         self.assertFalse(Options().foreground)
 
+    def test_a_pid_file_that_is_not_a_servers_does_not_stop_twistd(self):
+        path = os.path.join(self.folder, "twistd.pid")
+        with open(path, "w") as file:
+            file.write(str(os.getpid()))
+        self.options(pidfile=path)
+        self.assertFalse(os.path.exists(path))
+
+
+class OwnerTests(TapCase):
+    """Whom the process becomes. Root's number is only looked at."""
+
+    NOBODY = pwd.getpwnam("nobody")
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.as_user(0)
+
+    def as_user(self, uid: int) -> None:
+        self.patch(os, "geteuid", lambda: uid)
+
+    def twistd(self, options: Options) -> tuple[object, object]:
+        assert options.parent is not None
+        return options.parent.get("uid"), options.parent.get("gid")
+
+    def refusal(self, *lines: str) -> str:
+        error = self.assertRaises(SystemExit, self.options, *lines)
+        self.assertEqual(error.code, 1)
+        return self.stderr.getvalue()
+
+    def test_without_a_user_it_stays_who_it_is(self):
+        options = self.options()
+        self.assertEqual(self.twistd(options), (None, None))
+        self.assertIsNone(options.owner)
+
+    def test_twistd_is_told_of_the_user_and_his_group(self):
+        options = self.options("User = nobody")
+        ids = (self.NOBODY.pw_uid, self.NOBODY.pw_gid)
+        self.assertEqual(self.twistd(options), ids)
+        self.assertEqual(options.owner, Owner(*ids))
+        self.assertEqual(options.settings.warnings, ())
+
+    def test_or_of_another_group(self):
+        group = grp.getgrnam("daemon").gr_gid
+        options = self.options("User = nobody", "Group = daemon")
+        self.assertEqual(self.twistd(options), (self.NOBODY.pw_uid, group))
+        self.assertEqual(options.owner, Owner(self.NOBODY.pw_uid, group))
+
+    def test_what_twistd_is_told_on_its_command_line_comes_first(self):
+        daemon = pwd.getpwnam("daemon")
+        options = self.options("User = nobody", "Group = nogroup", uid=daemon.pw_uid, gid=None)
+        self.assertEqual(self.twistd(options), (daemon.pw_uid, None))
+        self.assertEqual(options.owner, Owner(daemon.pw_uid, daemon.pw_gid))
+
+    def test_root_may_be_named(self):
+        options = self.options("User = root")
+        self.assertEqual(self.twistd(options), (None, None))
+        self.assertIsNone(options.owner)
+
+    def test_who_is_not_root_stays_who_he_is_with_a_warning(self):
+        self.as_user(12345)
+        options = self.options("User = nobody")
+        self.assertEqual(self.twistd(options), (None, None))
+        (warning,) = options.settings.warnings
+        self.assertEqual(warning, "User nobody has no effect: only root can become another user")
+
+    def test_who_is_the_user_already_needs_no_warning(self):
+        self.as_user(self.NOBODY.pw_uid)
+        options = self.options("User = nobody")
+        self.assertEqual(self.twistd(options), (None, None))
+        self.assertEqual(options.settings.warnings, ())
+
+    def test_a_user_that_is_not_there_is_a_line_and_the_status_is_1(self):
+        self.assertEqual(
+            self.refusal("User = no-such-user"), 'ccserver: User: there is no user "no-such-user"\n'
+        )
+
+    def test_a_group_needs_a_user(self):
+        self.assertEqual(self.refusal("Group = daemon"), "ccserver: Group is set without User\n")
+
 
 class ServiceTests(TapCase):
     def made(self, *lines: str) -> IService:
@@ -136,6 +220,12 @@ class ServiceTests(TapCase):
 
 
 class EnvironmentTests(SynchronousTestCase):
+    def test_what_is_for_the_master_alone_is_not_there(self):
+        environ = {"A": "B", "NOTIFY_SOCKET": "@x", "LISTEN_FDS": "1", "LISTEN_PID": "1"}
+        self.patch(os, "environ", {**environ, SOCKETS_VARIABLE: "{}"})
+        Systemd(os.environ)
+        self.assertEqual(set(worker_environment()), {"A", "PYTHONPATH"})
+
     def test_workers_find_what_we_find_wherever_they_run(self):
         place = folder(self)
         self.patch(sys, "path", ["", "relative", place, "/nowhere/at/all"])

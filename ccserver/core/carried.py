@@ -1,0 +1,106 @@
+"""What goes with a connection that moves from one process to another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from ccserver.core import plain
+from ccserver.core.framing import Packet
+
+HEAD_LIMIT = 64 << 20
+"""Bytes of a carried connection without its unsent ones: a bound, far above what is usual."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A connection, without its socket and its unsent bytes.
+
+    The times are of the machine's monotonic clock, which all processes share.
+
+    @ivar id: its id, which it keeps.
+    @ivar peer: the client's address, C{host:port}.
+    @ivar server: the address the client connected to, C{host:port}.
+    @ivar started: the time it began.
+    @ivar heard: the time of the last sign of life; None where nobody looked.
+    @ivar flood: the last packet's time, and how many quick ones there were; None without limit.
+    @ivar bytes_in: bytes received, those of C{incomplete} too.
+    @ivar packets_in: complete packets received, those of C{pending} too.
+    @ivar bytes_out: bytes sent, the unsent ones too.
+    @ivar packets_out: packets sent.
+    @ivar incomplete: what was received of a packet that is not complete.
+    @ivar pending: packets that were received and not handled.
+    @ivar state: the application's values, see L{plain}.
+    """
+
+    id: int
+    peer: str
+    server: str
+    started: float
+    heard: float | None
+    flood: tuple[float | None, int] | None
+    bytes_in: int
+    packets_in: int
+    bytes_out: int
+    packets_out: int
+    incomplete: bytes
+    pending: list[Packet]
+    state: bytes
+
+    def dump(self) -> bytes:
+        """As bytes.
+
+        @raise NotCarried: it is too big.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain.dump(values, "connection", HEAD_LIMIT)
+
+    @classmethod
+    def load(cls, data: bytes) -> Carried:
+        """What L{dump} made C{data} of; fields that we do not know are left out.
+
+        @raise ValueError: it was made by nobody.
+        """
+        values = plain.load(data)
+        if not isinstance(values, dict):
+            raise ValueError("no carried connection")
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise ValueError(f"no carried connection: {missing[0]} is missing")
+        carried = cls(**{name: values[name] for name in names})
+        wrong = carried._wrong()
+        if wrong:
+            raise ValueError(f"no carried connection: {wrong[0]} is not one")
+        return carried
+
+    def _wrong(self) -> list[str]:
+        """The fields whose values are none."""
+        counts = ("id", "bytes_in", "packets_in", "bytes_out", "packets_out")
+        right = {name: _is_count(getattr(self, name)) for name in counts}
+        right["peer"] = isinstance(self.peer, str)
+        right["server"] = isinstance(self.server, str)
+        right["started"] = isinstance(self.started, float)
+        right["heard"] = self.heard is None or isinstance(self.heard, float)
+        right["flood"] = self.flood is None or _is_flood(self.flood)
+        right["incomplete"] = isinstance(self.incomplete, bytes)
+        right["pending"] = isinstance(self.pending, list) and all(map(_is_packet, self.pending))
+        right["state"] = isinstance(self.state, bytes)
+        return [name for name, is_right in right.items() if not is_right]
+
+
+def _is_count(value: object) -> bool:
+    return value.__class__ is int and value >= 0
+
+
+def _is_flood(value: object) -> bool:
+    match value:
+        case (float() | None, int()):
+            return True
+    return False
+
+
+def _is_packet(value: object) -> bool:
+    match value:
+        case (int(code), bytes()):
+            return 0 <= code <= 0xFFFF
+    return False

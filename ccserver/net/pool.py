@@ -1,0 +1,256 @@
+"""The pool: the worker's threads, and the one way back from them."""
+
+from __future__ import annotations
+
+import os
+import queue
+import weakref
+from collections import deque
+from collections.abc import Callable
+from threading import current_thread, get_ident
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ccserver.net.jobs import Calls, Job, PoolThread
+
+if TYPE_CHECKING:
+    from ccserver.net.lane import Lane
+
+T = TypeVar("T")
+
+GROWTH = 2
+"""How many times its size the pool may have in threads, while handlers hold them too long."""
+
+
+@implementer(IReadDescriptor)
+class Pool:
+    """The worker's threads, and the one way back from them to the reactor.
+
+    All but L{call}, L{flush_job} and L{in_reactor} is called in the reactor's thread.
+
+    @ivar size: how many threads there are for handlers that return in time.
+    @ivar handler_timeout: seconds that a handler may hold a thread; 0: as long as it likes.
+    @ivar unfinished: jobs submitted whose end nobody has heard of, but for those given up.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, size: int, handler_timeout: float = 0.0) -> None:
+        self.size = size
+        self.handler_timeout = handler_timeout
+        self.unfinished = 0
+        self._reactor = reactor
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._threads: list[PoolThread] = []
+        self._started = 0
+        self._leaving = 0  # threads that are to end when they come to it
+        self._stuck: set[Lane] = set()
+        self._calls: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._woken = False
+        self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # not before the last thread that may call has let go of us: it must not hit another file
+        weakref.finalize(self, os.close, self._eventfd).atexit = False
+        self._home = 0
+        self.take = self._jobs.get
+        self._gathered: list[Job] = []
+        self._flush_later = getattr(reactor, "flush_later", None)
+
+    @property
+    def threads(self) -> int:
+        """How many threads there are."""
+        return len(self._threads)
+
+    @property
+    def queued(self) -> int:
+        """How many jobs wait for a thread: of each lane one at most."""
+        return self._jobs.qsize() + len(self._gathered)
+
+    @property
+    def stuck(self) -> int:
+        """How many threads are held by handlers that were given up."""
+        return len(self._stuck)
+
+    def start(self, threads: bool = True) -> None:
+        """Begin, in the reactor's thread; C{threads} is false where only calls come back."""
+        self._home = get_ident()
+        self._reactor.addReader(self)
+        if threads:
+            for _ in range(self.size):
+                self._start_thread()
+
+    def stop(self) -> None:
+        """End the threads behind the jobs they have; those that still run one are left.
+
+        What they call from now on is not done any more.
+        """
+        self.work_off()
+        self.flush()
+        self._calls = deque(maxlen=0)
+        for _ in range(len(self._threads) - self._leaving):
+            self._jobs.put(None)
+        self._reactor.removeReader(self)
+
+    def in_reactor(self) -> bool:
+        """Whether the caller is the reactor's thread."""
+        return get_ident() == self._home
+
+    def submit(self, lane: Lane, calls: Calls) -> None:
+        """Let a thread do C{calls}, in order, and tell C{lane}."""
+        self.unfinished += 1
+        if self._flush_later is None:
+            self._jobs.put((lane, calls))
+            return
+        if not self._gathered:
+            self._flush_later(self)
+        self._gathered.append((lane, calls))
+
+    def flush(self) -> None:
+        """Wake the threads for the jobs of this turn: now that the reactor has nothing to do."""
+        for job in self._gathered:
+            self._jobs.put(job)
+        self._gathered.clear()
+
+    def run(self, function: Callable[..., T], *args: Any) -> Deferred[T]:
+        """Call C{function} in a thread; fires with what it returns or raises."""
+        done: Deferred[T] = Deferred()
+
+        def job() -> None:
+            try:
+                result = function(*args)
+            except BaseException:
+                self.call(finished, done.errback, Failure())
+            else:
+                self.call(finished, done.callback, result)
+
+        def finished(fire: Callable[[Any], None], result: Any) -> None:
+            self.unfinished -= 1
+            fire(result)
+
+        self.unfinished += 1
+        self._jobs.put(job)
+        return done
+
+    def flush_job(self, lane: Lane) -> None:
+        """Hand on the replies so far, if the caller is the thread that does a job of C{lane}."""
+        thread = current_thread()
+        if isinstance(thread, PoolThread) and thread.lane is lane:
+            thread.flush()
+
+    def call(self, function: Callable[..., None], *args: Any) -> None:
+        """Call C{function} in the reactor's thread, behind all such calls made before.
+
+        Many calls share one wake-up: only the first after the reactor has begun to work them
+        off writes to the eventfd.
+        """
+        self._calls.append((function, args))
+        if not self._woken:
+            self._woken = True
+            os.eventfd_write(self._eventfd, 1)
+
+    def check(self, now: float) -> None:
+        """Give up the handlers that hold a thread too long; to be called about once a second.
+
+        The connection of such a handler is closed, what it replies is dropped, and a thread is
+        started in the place of its own, as long as there are less than L{GROWTH} times as many
+        as there should be.
+
+        @param now: of C{time.perf_counter}, which the threads go by.
+        """
+        if not self.handler_timeout:
+            return
+        if any(self._overdue(thread, now) for thread in self._threads):
+            self.work_off()  # some may be done, or have handed replies on
+            for thread in self._threads.copy():
+                lane = self._overdue(thread, now)
+                if lane is not None:
+                    self._give_up(thread, lane, now)
+
+    def _overdue(self, thread: PoolThread, now: float) -> Lane | None:
+        lane = thread.lane  # before its time, see PoolThread
+        if lane is None or now - thread.since <= self.handler_timeout or lane in self._stuck:
+            return None
+        return lane
+
+    def _give_up(self, thread: PoolThread, lane: Lane, now: float) -> None:
+        handler, replies, stack = thread.handler, thread.answered(), thread.stack()
+        if thread.lane is not lane or handler is None:
+            return  # it has returned, and all of this may be of another job
+        self.log.error(
+            "handler {handler} of code {code} has held a thread for {seconds:.1f} s: its "
+            "connection is closed",
+            handler=handler.name,
+            code=handler.code,
+            seconds=now - thread.since,
+            session=lane.session,
+            stack=stack,
+        )
+        self._stuck.add(lane)
+        self.unfinished -= 1
+        lane.give_up(b"".join(replies), len(replies) // 2)
+        self._fit()
+
+    def returned(self, lane: Lane) -> None:
+        """A job of a lane that was given up once has ended."""
+        if lane in self._stuck:
+            self._stuck.discard(lane)
+            self._fit()
+        else:
+            self.unfinished -= 1
+
+    def ended(self, thread: PoolThread) -> None:
+        """C{thread} does no more."""
+        self._threads.remove(thread)
+        self._leaving -= 1
+        self._fit()
+
+    def fileno(self) -> int:
+        return self._eventfd
+
+    def logPrefix(self) -> str:
+        return "pool"
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Nothing: the eventfd is closed with the pool's last user."""
+
+    def doRead(self) -> None:
+        os.eventfd_read(self._eventfd)
+        self.work_off()
+
+    def work_off(self) -> None:
+        """Do what threads have called for so far."""
+        self._woken = False  # before the work: a call that comes now wakes us again
+        calls = self._calls
+        for _ in range(len(calls)):
+            if not calls:
+                return  # one of them has worked off the rest
+            function, args = calls.popleft()
+            try:
+                function(*args)
+            except BaseException:
+                self.log.failure("call from a thread")
+
+    def _fit(self) -> None:
+        """Have as many threads as there should be besides those that are stuck."""
+        free = len(self._threads) - self._leaving - len(self._stuck)
+        if free > self.size:
+            self._leaving += 1
+            self._jobs.put(None)
+        elif free < self.size:
+            if len(self._threads) < GROWTH * self.size:
+                self._start_thread()
+            elif not free:
+                self.log.error(
+                    "all {threads} threads are held by handlers: what goes to them waits",
+                    threads=len(self._threads),
+                )
+
+    def _start_thread(self) -> None:
+        thread = PoolThread(self, f"pool-{self._started}")
+        self._started += 1
+        self._threads.append(thread)
+        thread.start()

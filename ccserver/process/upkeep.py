@@ -1,0 +1,130 @@
+"""Upkeep: what a master does of its own accord to keep its workers well."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+
+from ccserver.core.balance import plan_slowly
+from ccserver.core.recycling import RecycleRule
+from ccserver.core.watch import Watch
+from ccserver.process.administration import Administration
+from ccserver.process.fleet import Fleet
+from ccserver.process.logs import ProcessLogger
+from ccserver.process.workers import WorkerOfMaster
+
+INTERVAL = 1.0
+"""Seconds between two looks at who is due for recycling."""
+
+RETRY = 60.0
+"""Seconds before a recycling that failed is tried again."""
+
+
+class Upkeep:
+    """Replaces workers that are blocked, recycles those that are due, and balances the rest."""
+
+    log = ProcessLogger()
+
+    def __init__(self, reactor: Any, fleet: Fleet, administration: Administration) -> None:
+        self._reactor = reactor
+        self._fleet = fleet
+        self._administration = administration
+        # by timeout: workers beat as the configuration that they were started with says
+        self._watches: dict[float, Watch[WorkerOfMaster]] = {}
+        self._rules: dict[WorkerOfMaster, RecycleRule] = {}
+        self._not_before = 0.0
+        self._balanced = reactor.seconds()
+        self._watching = self._loop(self._look_for_blocked)
+        self._looking = self._loop(self._look)
+
+    def start(self) -> None:
+        """Look after them from now on."""
+        self._looking.start(INTERVAL, now=False)
+
+    def stop(self) -> None:
+        """Leave them alone."""
+        for loop in (self._watching, self._looking):
+            if loop.running:
+                loop.stop()
+
+    def serves(self, process: WorkerOfMaster) -> None:
+        """A worker serves."""
+        settings = process.config.process
+        rule = RecycleRule(
+            settings.max_requests,
+            settings.max_requests_jitter,
+            settings.max_worker_age,
+            settings.max_worker_memory,
+        )
+        self._rules[process] = rule.drawn(random.random())
+        if settings.worker_timeout and self._looking.running:
+            watch = self._watches.setdefault(
+                settings.worker_timeout, Watch(settings.worker_timeout)
+            )
+            watch.add(process, self._reactor.seconds())
+            self._set_pace()
+
+    def beats(self, process: WorkerOfMaster) -> None:
+        """A worker gives a sign of life."""
+        watch = self._watches.get(process.config.process.worker_timeout)
+        if watch is not None:
+            watch.beat(process, self._reactor.seconds())
+
+    def gone(self, process: WorkerOfMaster) -> None:
+        """A worker's process has ended."""
+        self._rules.pop(process, None)
+        for watch in self._watches.values():
+            watch.remove(process)
+
+    def _loop(self, function: Any) -> LoopingCall:
+        def run() -> None:
+            try:
+                function()
+            except Exception:  # one fault does not end the upkeep
+                self.log.failure("upkeep", Failure())
+
+        loop = LoopingCall(run)
+        loop.clock = self._reactor
+        return loop
+
+    def _set_pace(self) -> None:
+        """Look as often as the shortest timeout needs it."""
+        pace = min(watch.interval for watch in self._watches.values())
+        if self._watching.running and self._watching.interval == pace:
+            return
+        if self._watching.running:
+            self._watching.stop()
+        self._watching.start(pace, now=False)
+
+    def _look_for_blocked(self) -> None:
+        now = self._reactor.seconds()
+        for watch in list(self._watches.values()):
+            for process, silence in watch.overdue(now):
+                watch.remove(process)
+                self._fleet.replace_blocked(process, silence)
+
+    def _look(self) -> None:
+        now = self._reactor.seconds()
+        if self._administration.busy or now < self._not_before:
+            return
+        for process in self._fleet.serving:
+            rule = self._rules.get(process)
+            packets, memory = (process.figures.get(key, 0) for key in ("packets", "memory"))
+            reason = rule and rule.due(packets, now - process.since, memory)
+            if reason:
+                recycling = self._administration.recycle(process.slot, reason.value)
+                recycling.addErrback(self._put_off)
+                return  # one at a time
+        interval = self._fleet.config.process.rebalance_interval
+        if interval and now - self._balanced >= interval:
+            self._balanced = now
+            moves = plan_slowly({each.slot: each.connections for each in self._fleet.serving})
+            if moves:
+                self._administration.shift(moves).addErrback(lambda failure: None)
+
+    def _put_off(self, failure: Failure) -> None:
+        """It is in the log already."""
+        self._not_before = self._reactor.seconds() + RETRY

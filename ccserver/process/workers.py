@@ -1,0 +1,356 @@
+"""Worker processes as the master sees them: started, talked to, ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from enum import Enum
+from typing import Any, NamedTuple
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ProcessExitedAlready, ProcessTerminated
+from twisted.internet.interfaces import IProcessTransport
+from twisted.internet.protocol import Factory, ProcessProtocol
+from twisted.protocols import amp
+from twisted.python.failure import Failure
+
+from ccserver.config import Config
+from ccserver.errors import StartError
+from ccserver.process import link, worker
+from ccserver.process.logs import ProcessLogger
+from ccserver.process.moment import Moment
+
+COMMAND = (sys.executable, "-P", "-m", worker.__name__)
+"""How a worker is started; without C{-P} files in the current folder would shadow modules."""
+
+
+class WorkerState(Enum):
+    """What a worker process is doing."""
+
+    STARTING = "starting"  # loading the application
+    LOADED = "loaded"  # can serve, and waits to be told to
+    READY = "ready"  # serving
+    LEAVING = "leaving"  # handing its connections over
+    BLOCKED = "blocked"  # its reactor gives no sign of life
+    STOPPING = "stopping"
+
+
+class NotReady(StartError):
+    """A worker ended, or was ended, before it could serve.
+
+    @ivar status: its exit status; None if a signal ended it.
+    """
+
+    def __init__(self, text: str, status: int | None) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Ended(NamedTuple):
+    """How a process ended.
+
+    @ivar status: its exit status; None if a signal ended it, or it was never started.
+    @ivar how: in words.
+    """
+
+    status: int | None
+    how: str
+
+
+class Handed(NamedTuple):
+    """What became of connections that were to be handed over.
+
+    @ivar moved: how many have gone.
+    @ivar left: how many have not, by reason.
+    """
+
+    moved: int
+    left: dict[str, int]
+
+
+class _Link(link.Line):
+    """The master's end of the link to a worker."""
+
+    def __init__(self, process: WorkerOfMaster) -> None:
+        super().__init__()
+        self._process = process
+
+    @link.Ready.responder
+    def ready(self) -> dict[str, Any]:
+        self._process.is_loaded()
+        return {}
+
+    @link.Failed.responder
+    def failed(self, status: int, reason: str) -> dict[str, Any]:
+        self._process.reason = reason
+        return {}
+
+    @link.Beat.responder
+    def beat(self, figures: str) -> dict[str, Any]:
+        self._process.has_beaten(json.loads(figures))
+        return {}
+
+
+class WorkerOfMaster(ProcessProtocol):
+    """A worker process as the master sees it.
+
+    @ivar slot: the number of the place it works in.
+    @ivar generation: of which reload it is.
+    @ivar pid: its process id, also when it has ended.
+    @ivar state: what it is doing.
+    @ivar reason: why it cannot start, if it has said so.
+    @ivar config: what it serves with.
+    @ivar figures: what it has said of itself last, see L{link.Beat}.
+    @ivar rate: packets a second between its last two beats.
+    @ivar on_beat: is called when it has.
+    @ivar since: the time it was started.
+    @ivar loaded: it can serve; fails with L{NotReady}.
+    @ivar gone: its process has ended.
+    """
+
+    log = ProcessLogger()
+
+    transport: IProcessTransport
+
+    def __init__(
+        self, slot: int, generation: int, config: Config, clock: Callable[[], float]
+    ) -> None:
+        self.slot = slot
+        self.generation = generation
+        self.config = config
+        self.since = clock()
+        self._clock = clock
+        self._beaten = self.since
+        self.state = WorkerState.STARTING
+        self.pid: int | None = None
+        self.reason: str | None = None
+        self.figures: dict[str, Any] = {}
+        self.rate = 0.0
+        self.on_beat: Callable[[WorkerOfMaster], None] = lambda process: None
+        self.loaded: Moment[None] = Moment()
+        self.gone: Moment[Ended] = Moment()
+        self._link: Any = _Link(self)
+
+    def __str__(self) -> str:
+        return f"worker process {self.slot}, pid {self.pid}"
+
+    @property
+    def connections(self) -> int:
+        """How many connections it had at its last beat."""
+        return int(self.figures.get("connections", 0))
+
+    def connectionMade(self) -> None:
+        self.pid = self.transport.pid
+
+    def attach(self, reactor: Any, end: socket.socket) -> None:
+        """Talk to the process over C{end}."""
+        factory = Factory.forProtocol(lambda: self._link)
+        factory.noisy = False
+        reactor.adoptStreamConnection(end.fileno(), socket.AF_UNIX, factory)
+
+    def is_loaded(self) -> None:
+        """The process has said that it can serve."""
+        if self.state is WorkerState.STARTING:
+            self.state = WorkerState.LOADED
+            self.loaded.happen(None)
+
+    def has_beaten(self, figures: dict[str, Any]) -> None:
+        """The process has said how it is."""
+        now = self._clock()
+        packets = figures.get("packets", 0) - self.figures.get("packets", 0)
+        self.rate = packets / max(now - self._beaten, 0.001)
+        self.figures, self._beaten = figures, now
+        self.on_beat(self)
+
+    def processEnded(self, reason: Failure) -> None:
+        self.end(ended(reason))
+
+    def end(self, ended: Ended) -> None:
+        """Its process is gone, or could not be started."""
+        why = self.reason or f"worker process {self.slot} {ended.how}"
+        self.loaded.happen(Failure(NotReady(why, ended.status)))
+        self.gone.happen(ended)
+
+    def serve(self) -> None:
+        """Let it accept connections."""
+        if self.state is WorkerState.LOADED:
+            self.state = WorkerState.READY
+            self._tell(link.Serve)
+
+    def stop_accepting(self) -> Deferred[int]:
+        """Let it accept no more; fires with how many connections it has, 0 if it is gone."""
+        self.state = WorkerState.LEAVING
+        return self._ask(link.StopAccepting).addCallbacks(
+            lambda answer: answer["connections"], lambda failure: 0
+        )
+
+    def take(self, channel: socket.socket) -> Deferred[bool]:
+        """Let it adopt what comes through C{channel}; fires with whether it has got that."""
+        taken = self._ask(link.Take, channel=channel.fileno())
+        return taken.addCallbacks(lambda answer: True, lambda failure: False)
+
+    def give(self, channel: socket.socket, count: int) -> Deferred[Handed]:
+        """Let it hand C{count} connections over through C{channel}."""
+        return self._ask(link.Give, channel=channel.fileno(), count=count).addCallbacks(
+            lambda answer: Handed(answer["moved"], json.loads(answer["left"])),
+            lambda failure: Handed(0, {"lost": self.connections}),
+        )
+
+    def lend(self, slot: int, address: str, listening: socket.socket) -> None:
+        """Let it accept from C{listening}, of another C{slot}, too."""
+        self._tell(link.Lend, slot=slot, address=address, listening=listening.fileno())
+
+    def give_back(self, slot: int) -> None:
+        """Let it accept from the sockets of another C{slot} no more."""
+        self._tell(link.Return, slot=slot)
+
+    def connection_rows(self) -> Deferred[list[dict[str, Any]]]:
+        """A row for each of its connections; none if it does not answer."""
+        try:
+            fd = link.memory_file("connections")
+        except OSError as error:
+            self.log.error("no connections listed: {error}", error=error)
+            return succeed([])
+
+        def close(result: Any) -> Any:
+            os.close(fd)
+            return result
+
+        asked = self._ask(link.List, file=fd)
+        asked.addCallbacks(lambda answer: link.read_json(fd), lambda failure: [])
+        return asked.addBoth(close)
+
+    def kick(self, id: int) -> Deferred[bool]:
+        """Close a connection; fires with whether there was one."""
+        return self._ask(link.Kick, id=id).addCallbacks(
+            lambda answer: bool(answer["found"]), lambda failure: False
+        )
+
+    def set_log_level(self, level: int) -> None:
+        """Let it log up to C{level}."""
+        self._tell(link.SetLogLevel, level=level)
+
+    def reopen(self) -> None:
+        """Ask it to open the log file anew."""
+        self._tell(link.Reopen)
+
+    def stop(self, graceful: bool, timeout: float) -> None:
+        """Ask it to stop within C{timeout} seconds."""
+        self.state = WorkerState.STOPPING
+        self._tell(link.Stop, graceful=graceful, timeout=timeout)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it is there."""
+        if self.pid is None:
+            return  # it could not be started
+        try:
+            self.transport.signalProcess(number)
+        except ProcessExitedAlready:
+            pass
+
+    def _tell(self, command: type[amp.Command], **arguments: Any) -> None:
+        self._ask(command, **arguments).addErrback(lambda failure: None)
+
+    def _ask(self, command: type[amp.Command], **arguments: Any) -> Deferred[Any]:
+        try:
+            asked: Deferred[Any] = self._link.callRemote(command, **arguments)
+        except Exception:  # the link is gone, and the process with it
+            asked = Deferred()
+            asked.errback()
+        return asked
+
+
+class Spawner:
+    """Starts worker processes, each with just the descriptors it needs.
+
+    @ivar spawned: how many it has started, and how many others before it had: no two workers of a
+        server have the same number, so that connection ids are never used again.
+    """
+
+    def __init__(
+        self, reactor: Any, environment: dict[str, str], stderr: bool, spawned: int = 0
+    ) -> None:
+        """
+        @param environment: of the workers.
+        @param stderr: workers log to stderr as well.
+        """
+        self.spawned = spawned
+        self._reactor = reactor
+        self._environment = environment
+        self._stderr = stderr
+
+    def spawn(
+        self,
+        process: WorkerOfMaster,
+        sockets: Sequence[socket.socket],
+        log_level: int,
+        gone: Callable[[WorkerOfMaster, Ended], None],
+    ) -> None:
+        """Start C{process}, which listens on C{sockets}.
+
+        @param gone: is called when it has ended, also if it could not be started.
+        """
+        order = worker.Order(
+            process.config.text,
+            process.config.path,
+            process.config.base,
+            process.slot,
+            self.spawned,
+            self._stderr,
+            log_level,
+        )
+        self.spawned += 1
+        process.gone.wait().addCallback(lambda ended: gone(process, ended))
+        try:
+            self._start(process, order, sockets)
+        except OSError as error:
+            process.reason = f"cannot start {COMMAND[0]}: {error}"
+            process.log.alert("{reason}", reason=process.reason)
+            if process.pid is not None:
+                process.kill()  # it runs, but cannot be talked to: its end is reported
+                return
+            process.end(Ended(None, "was not started"))
+
+    def _start(
+        self, process: WorkerOfMaster, order: worker.Order, sockets: Sequence[socket.socket]
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs, open(os.devnull, "rb") as null:
+            paper = link.memory_file("order", asdict(order))
+            try:
+                descriptors = {0: null.fileno(), 1: 1, 2: 2}
+                descriptors[worker.LINK_FD] = theirs.fileno()
+                descriptors[worker.ORDER_FD] = paper
+                for place, listening in enumerate(sockets):
+                    descriptors[worker.SOCKETS_FD + place] = listening.fileno()
+                # a signal that came before the worker has its handlers would kill it (FACTS 32)
+                signal.pthread_sigmask(signal.SIG_BLOCK, worker.SIGNALS)
+                try:
+                    self._reactor.spawnProcess(
+                        process, COMMAND[0], COMMAND, self._environment, childFDs=descriptors
+                    )
+                finally:
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, worker.SIGNALS)
+            finally:
+                os.close(paper)
+            process.attach(self._reactor, ours)
+
+
+def ended(reason: Failure) -> Ended:
+    """How a process ended, as Twisted says it."""
+    error = reason.value
+    if isinstance(error, ProcessTerminated) and error.signal:
+        names = {int(number): number.name for number in signal.Signals}
+        name = names.get(error.signal, "a real-time signal")
+        return Ended(None, f"was killed by signal {error.signal} ({name})")
+    status = int(getattr(error, "exitCode", None) or 0)
+    return Ended(status, f"exited with status {status}")

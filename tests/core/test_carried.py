@@ -1,0 +1,84 @@
+"""Carried connections: to bytes and back, and nothing but a ValueError for other bytes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from ccserver.core import plain
+from ccserver.core.carried import Carried
+from ccserver.errors import NotCarried
+
+CARRIED = Carried(
+    id=(3 << 40) + 7,
+    peer="192.0.2.1:5000",
+    server="0.0.0.0:5678",
+    started=1000.5,
+    heard=1001.25,
+    flood=(1001.25, 3),
+    bytes_in=100,
+    packets_in=5,
+    bytes_out=2**40,
+    packets_out=4,
+    incomplete=b"\x00\x10",
+    pending=[(1, b"one"), (0xFFFF, b"")],
+    state=b"N",
+)
+
+
+class CarriedTests(SynchronousTestCase):
+    def test_it_comes_out_as_it_went_in(self):
+        for carried in (CARRIED, replace(CARRIED, heard=None, flood=None, pending=[])):
+            self.assertEqual(Carried.load(carried.dump()), carried)
+        never = replace(CARRIED, flood=(None, 0))
+        self.assertEqual(Carried.load(never.dump()), never)
+
+    def test_what_one_does_not_know_is_left_out(self):
+        data = plain.dump({**asdict(CARRIED), "more": 1}, "it", 10000)
+        self.assertEqual(Carried.load(data), CARRIED)
+
+    def test_what_is_missing_is_named(self):
+        for name in asdict(CARRIED):
+            values = asdict(CARRIED)
+            del values[name]
+            error = self.assertRaises(ValueError, Carried.load, plain.dump(values, "it", 10000))
+            self.assertIn(f"{name} is missing", str(error))
+
+    def test_each_field_must_be_what_it_is(self):
+        wrong: list[Any] = ["x", -1, None, 1.5, [(1, 2)], [(0x10000, b"")], (1, 2), {}, True]
+        right = {
+            "peer": {0},
+            "server": {0},
+            "started": {3},
+            "heard": {2, 3},
+            "flood": {2},
+        }
+        for name in asdict(CARRIED):
+            for number, value in enumerate(wrong):
+                if number in right.get(name, ()):
+                    continue
+                data = plain.dump({**asdict(CARRIED), name: value}, "it", 10000)
+                error = self.assertRaises(ValueError, Carried.load, data)
+                self.assertIn(name, str(error))
+
+    def test_what_is_none_at_all_is_an_error(self):
+        for value in (None, [], 5):
+            self.assertRaises(ValueError, Carried.load, plain.dump(value, "it", 100))
+
+    def test_one_that_is_too_big_is_refused(self):
+        big = replace(CARRIED, pending=[(1, bytes(60000))] * 1200)
+        self.assertRaises(NotCarried, big.dump)
+
+    @given(st.integers(0, len(CARRIED.dump()) - 1), st.integers(0, 255))
+    @settings(max_examples=300)
+    def test_a_changed_byte_is_another_connection_or_an_error(self, place, value):
+        data = bytearray(CARRIED.dump())
+        data[place] = value
+        try:
+            Carried.load(bytes(data))
+        except ValueError:
+            pass

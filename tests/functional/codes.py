@@ -1,0 +1,16 @@
+"""The message codes of L{tests.functional.apps}, free of imports: traffic starts sooner so."""
+
+PING, REACTOR, THREAD, AWAIT, PID = range(5)
+SLEEP, LATER, BLOCK = 10, 11, 12
+RAISE_REACTOR, RAISE_THREAD, TOO_LONG, WRONG_TYPE = range(20, 24)
+PUSH, SILENT, CLOSE, COUNT, POINT = range(30, 35)
+NAP, TALLY, TALLY_IN_THREAD, BULK, CHATTER, CHATTER_IN_THREAD = range(40, 46)
+
+ECHOES = (REACTOR, THREAD, AWAIT)
+"""The codes under which what was sent comes back, handled in different ways."""
+
+TALLIES = (TALLY, TALLY_IN_THREAD)
+"""The codes that count, in C{session.state}, how often the connection has sent them."""
+
+CHATTERS = (CHATTER, CHATTER_IN_THREAD)
+"""The codes under which several packets come back, in different ways; so does L{BULK}."""
