@@ -23,6 +23,7 @@ from ccserver.process.channels import Target, hand_over
 from ccserver.process.listening import STEER_GRACE, Listening
 from ccserver.process.logs import ProcessLogger
 from ccserver.process.operations import Progress
+from ccserver.process.serving import HOOK_TIMEOUT
 from ccserver.process.stacks import STACKS_SIGNAL
 from ccserver.process.workers import (
     Ended,
@@ -34,13 +35,17 @@ from ccserver.process.workers import (
 )
 
 KILL_GRACE = 1.0
-"""Seconds that a worker gets beyond the time it has to stop, before it is killed."""
+"""Seconds that a worker gets beyond the time it has to stop, and that its stop hooks have where
+it stops gracefully, before it is killed."""
 
 STACKS_GRACE = 0.5
 """Seconds that a blocked worker has to write down its stacks, before it is killed."""
 
 PROGRESS_INTERVAL = 0.5
 """Seconds between two lines of progress."""
+
+LOOK_AGAIN = 0.1
+"""Seconds between two looks for somebody who serves, while there is nobody."""
 
 RETRIES = 3
 """How often connections are offered to another worker when the one they were to go to is gone."""
@@ -147,23 +152,19 @@ class Fleet:
                 self._fill(place)
 
     async def prepare(
-        self,
-        numbers: Iterable[int],
-        generation: int,
-        config: Config,
-        listening: Listening,
-        log_level: int | None = None,
+        self, numbers: Iterable[int], generation: int, config: Config, listening: Listening
     ) -> list[WorkerOfMaster]:
         """Workers for the slots C{numbers} that are ready to serve, and do not yet.
 
-        @param log_level: what they log, if not what the others do.
         @raise OperationFailed: one of them cannot; none is left.
         """
-        level = self.log_level if log_level is None else log_level
-        started = [self._new(number, generation, config, listening, level) for number in numbers]
+        started = [self._new(number, generation, config, listening) for number in numbers]
         timeout = config.process.ready_timeout
         try:
             await self._loaded(started, timeout)
+            for each in started:
+                if each.gone.over:
+                    raise NotReady(f"{each}, ended as soon as it was ready", None)
             listening.listen()
         except BaseException as error:
             for each in started:
@@ -191,11 +192,14 @@ class Fleet:
         Those who worked there, and in slots that there are no more, hand their connections over
         and leave. Returns when the hand-over is done; who has connections left drains them.
         """
-        old, self.listening = self.listening, listening
+        old = self.listening
         shrinks = 0 < count < old.slots
         if shrinks:
             old.steer(count)  # nobody comes any more to the sockets that go
             await deferLater(self._reactor, STEER_GRACE, lambda: None)
+            if self._stopping:
+                raise OperationFailed("the server is stopping")
+        self.listening = listening
         if listening is not old:
             old.release(listening)
         leaving: list[tuple[WorkerOfMaster, Sequence[Target]]] = []
@@ -385,7 +389,7 @@ class Fleet:
         moved, left = 0, Counter[str]()
         waiting = list(targets)
         for _ in range(len(waiting) + RETRIES):
-            if not count or source.gone.over:
+            if not count or not source.linked:
                 break
             waiting = [each for each in waiting if not each.gone.over] or await self._any_serving()
             if not waiting:
@@ -399,6 +403,8 @@ class Fleet:
             untried = handed.left.pop("channel", 0)  # the target has gone, or has no room
             left.update(handed.left)
             count = untried if share == link.ALL else count - handed.moved
+        if count and targets and source.linked:
+            left["channel"] += count
         if not source.gone.over:
             self._retire(source)
         return Handed(moved, dict(left))
@@ -408,17 +414,17 @@ class Fleet:
         timeout = self.config.process.shutdown_timeout
         if not self._stopping:
             process.stop(True, timeout)
-        kill = self._reactor.callLater(timeout + KILL_GRACE, self._kill_one, process)
+        end = timeout + HOOK_TIMEOUT + KILL_GRACE
+        kill = self._reactor.callLater(end, self._kill_one, process)
         process.gone.wait().addCallback(lambda reason: kill.active() and kill.cancel())
 
     async def _any_serving(self) -> list[Target]:
-        """Somebody who serves, once there is one; nobody, if that takes too long."""
-        waiting = [place.worker for place in self.places if place.worker is not None]
-        if not self.serving and waiting:
-            try:
-                await self._loaded(waiting[:1], self.config.process.ready_timeout)
-            except (NotReady, DeferredTimeout):
-                pass
+        """Who serves, as soon as somebody does; nobody, if that takes too long."""
+        end = self._reactor.seconds() + self.config.process.ready_timeout
+        while self.places and not self.serving and not self._stopping:
+            if self._reactor.seconds() >= end:
+                break
+            await deferLater(self._reactor, LOOK_AGAIN, lambda: None)
         return list(self.serving)
 
     def _note(self, moved: int, left: Counter[str]) -> None:
@@ -481,12 +487,13 @@ class Fleet:
         timeout = self.config.process.shutdown_timeout if graceful else 0.0
         for process in list(self.workers):
             process.stop(graceful, timeout)
-        end = self._reactor.seconds() + timeout + KILL_GRACE
+        patience = timeout + HOOK_TIMEOUT + KILL_GRACE if graceful else KILL_GRACE
+        end = self._reactor.seconds() + patience
         if self._kill is not None and self._kill.active():
             if self._kill.getTime() <= end:
                 return  # signals that keep coming do not put it off
             self._kill.cancel()
-        self._kill = self._reactor.callLater(timeout + KILL_GRACE, self._kill_workers)
+        self._kill = self._reactor.callLater(patience, self._kill_workers)
 
     def _kill_workers(self) -> None:
         for process in list(self.workers):

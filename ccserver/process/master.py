@@ -168,13 +168,19 @@ class Master(ServerService):
             self._control.open(take_over=True)
         except StartError as error:  # the old master leaves: serve without it
             self.log.error("{error}", error=error)
-        await fleet.commit(fresh, count, self._listening, lambda text: None)
-        self._listening.drop_surplus()
+        if self._listening.surplus:
+            self._listening.steer(count)  # its workers accept what waits in the others
+        await fleet.commit(fresh, count, self._listening, _nobody)
 
     def _left_alone(self) -> None:
         """The old master is gone: well, if we have taken over."""
-        if not self._is_master and not self._stopping:
+        if self._stopping:
+            return
+        if not self._is_master:
             self.fail(worker.EXIT_START, "the old master goes on without us")
+        elif self._listening.surplus:
+            self._listening.drop_surplus()
+            self._listening.unsteer()
 
     def _take(self, slot: int, channel: socket.socket) -> Deferred[bool]:
         """Let the worker of a slot adopt what comes through C{channel} from the old master."""

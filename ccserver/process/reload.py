@@ -37,21 +37,16 @@ async def reload(
     except (OSError, CcserverError) as error:
         raise OperationFailed(str(error)) from None
     try:
-        fresh = await fleet.prepare(
-            range(count), fleet.generation + 1, config, listening, config.log.level
-        )
+        fresh = await fleet.prepare(range(count), fleet.generation + 1, config, listening)
     except BaseException:
         listening.release(fleet.listening)
         raise
     for note in notes:
         log.warn("{note}", note=note)  # "warning" has a meaning of its own in Twisted
     try:
-        try:
         observer.change(config.log.file, config.log.level)
     except OSError as error:  # it could be opened a moment ago
         log.error("the log goes on in {path}: {error}", path=observer.path, error=error)
-    except OSError as error:  # it could be opened a moment ago
-        log.error("the master stays in its log file: {error}", error=error)
     fleet.log_level = config.log.level
     fleet.config = config
     fleet.generation += 1

@@ -55,6 +55,7 @@ class ServerService(Service):
         self._failed = False
         self._stopped_at = 0.0
         self._stopped_by = 0  # the signal
+        self._asked_to_stop = False  # the reactor; twice is an error
 
     def setServiceParent(self, parent: Any) -> None:
         """Become part of C{parent}, whose log goes where the configuration says."""
@@ -107,7 +108,7 @@ class ServerService(Service):
         self._graceful = False
         atexit.register(_exit, status)
         if self._reactor.running and not self._stopping:
-            self._reactor.stop()
+            self._stop_now(False)
 
     def stop_later(self, graceful: bool) -> None:
         """Stop in a later turn of the reactor; the end is clean, with status 0."""
@@ -142,6 +143,8 @@ class ServerService(Service):
         self._observer.reopen()
 
     def _run(self) -> None:
+        if self._stopping:
+            return  # before it began
         self._take_signals()  # again: the reactor has taken TERM and INT for itself
         setproctitle(f"ccserver: master process {self._config.path}")
         self._begin()
@@ -159,16 +162,17 @@ class ServerService(Service):
         elif number in OPERATIONS:
             self.log.notice("{name} received", name=number.name)
             self._operate(number)
-        elif self._stopping and number == self._stopped_by and self._is_echo():
+        elif number == self._stopped_by and self._is_echo():
             pass
-        elif self._stopping:
+        elif self._stopping or self._asked_to_stop:
             self.log.notice("{name} again: stopping at once", name=number.name)
-            self._hasten()
+            self._stop_now(False)
         else:
             self.log.notice("{name} received", name=number.name)
             self._graceful = number in GRACEFUL
             self._stopped_at = self._reactor.seconds()
             self._stopped_by = number
+            self._asked_to_stop = True
             if number is signal.SIGQUIT:
                 self._reactor.stop()
             elif number is signal.SIGINT:
@@ -180,11 +184,14 @@ class ServerService(Service):
         return bool(self._reactor.seconds() - self._stopped_at < ECHO)
 
     def _stop_now(self, graceful: bool) -> None:
-        if not self._stopping:
-            self._graceful = graceful
+        if self._stopping:
+            if not graceful:
+                self._hasten()
+            return
+        self._graceful = self._graceful and graceful
+        if not self._asked_to_stop:
+            self._asked_to_stop = True
             self._reactor.stop()
-        elif not graceful:
-            self._hasten()
 
     def _guard(self, action: Callable[[], None]) -> None:
         try:

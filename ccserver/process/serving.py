@@ -39,7 +39,10 @@ ABORT_GRACE = 0.2
 """Seconds that cut connections have to be gone."""
 
 HOOK_TIMEOUT = 5.0
-"""Seconds that a stop hook may take."""
+"""Seconds that the stop hooks may take."""
+
+HASTY_HOOK_TIMEOUT = 0.5
+"""Seconds that they may take where the stop is to be at once."""
 
 
 class Server:
@@ -189,9 +192,11 @@ class Server:
             self._close_unused()
         self._deadline = self._reactor.seconds() + ABORT_GRACE
         await self._gone()
+        hooks_end = self._reactor.seconds() + (HOOK_TIMEOUT if graceful else HASTY_HOOK_TIMEOUT)
         for hook in self._app.worker_stop:
+            left = max(0.0, hooks_end - self._reactor.seconds())
             try:
-                await self._call(hook).addTimeout(HOOK_TIMEOUT, self._reactor)
+                await self._call(hook).addTimeout(left, self._reactor)
             except Exception:
                 self.log.failure("stop hook {hook} raised", hook=_name(hook))
         if self._tick.running:

@@ -29,6 +29,13 @@ COMMAND = (sys.executable, "-P", "-m", worker.__name__)
 """How a worker is started; without C{-P} files in the current folder would shadow modules."""
 
 
+ANSWER_TIMEOUT = 10.0
+"""Seconds that a worker has to answer what takes it no time."""
+
+GIVE_TIMEOUT = 120.0
+"""Seconds that it has to hand connections over, beside the time that each of them may take."""
+
+
 class WorkerState(Enum):
     """What a worker process is doing."""
 
@@ -135,6 +142,7 @@ class WorkerOfMaster(ProcessProtocol):
         self.loaded: Moment[None] = Moment()
         self.gone: Moment[Ended] = Moment()
         self._link: Any = _Link(self)
+        self._reactor: Any = None  # once it is attached
 
     def __str__(self) -> str:
         return f"worker process {self.slot}, pid {self.pid}"
@@ -144,11 +152,17 @@ class WorkerOfMaster(ProcessProtocol):
         """How many connections it had at its last beat."""
         return int(self.figures.get("connections", 0))
 
+    @property
+    def linked(self) -> bool:
+        """Whether it can be talked to."""
+        return self._link.transport is not None
+
     def connectionMade(self) -> None:
         self.pid = self.transport.pid
 
     def attach(self, reactor: Any, end: socket.socket) -> None:
         """Talk to the process over C{end}."""
+        self._reactor = reactor
         factory = Factory.forProtocol(lambda: self._link)
         factory.noisy = False
         reactor.adoptStreamConnection(end.fileno(), socket.AF_UNIX, factory)
@@ -185,18 +199,21 @@ class WorkerOfMaster(ProcessProtocol):
     def stop_accepting(self) -> Deferred[int]:
         """Let it accept no more; fires with how many connections it has, 0 if it is gone."""
         self.state = WorkerState.LEAVING
-        return self._ask(link.StopAccepting).addCallbacks(
-            lambda answer: answer["connections"], lambda failure: 0
+        return self._ask(link.StopAccepting, ANSWER_TIMEOUT).addCallbacks(
+            lambda answer: int(answer["connections"]),
+            lambda failure: 0 if self.gone.over else self.connections,
         )
 
     def take(self, channel: socket.socket) -> Deferred[bool]:
         """Let it adopt what comes through C{channel}; fires with whether it has got that."""
-        taken = self._ask(link.Take, channel=channel.fileno())
+        taken = self._ask(link.Take, ANSWER_TIMEOUT, channel=channel.fileno())
         return taken.addCallbacks(lambda answer: True, lambda failure: False)
 
     def give(self, channel: socket.socket, count: int) -> Deferred[Handed]:
         """Let it hand C{count} connections over through C{channel}."""
-        return self._ask(link.Give, channel=channel.fileno(), count=count).addCallbacks(
+        # it ends by itself where the target does nothing; this is for a source that does not
+        timeout = GIVE_TIMEOUT + 2 * self.config.process.handover_timeout
+        return self._ask(link.Give, timeout, channel=channel.fileno(), count=count).addCallbacks(
             lambda answer: Handed(answer["moved"], json.loads(answer["left"])),
             lambda failure: Handed(0, {"lost": self.connections}),
         )
@@ -221,13 +238,13 @@ class WorkerOfMaster(ProcessProtocol):
             os.close(fd)
             return result
 
-        asked = self._ask(link.List, file=fd)
+        asked = self._ask(link.List, ANSWER_TIMEOUT, file=fd)
         asked.addCallbacks(lambda answer: link.read_json(fd), lambda failure: [])
         return asked.addBoth(close)
 
     def kick(self, id: int) -> Deferred[bool]:
         """Close a connection; fires with whether there was one."""
-        return self._ask(link.Kick, id=id).addCallbacks(
+        return self._ask(link.Kick, ANSWER_TIMEOUT, id=id).addCallbacks(
             lambda answer: bool(answer["found"]), lambda failure: False
         )
 
@@ -258,15 +275,18 @@ class WorkerOfMaster(ProcessProtocol):
             pass
 
     def _tell(self, command: type[amp.Command], **arguments: Any) -> None:
-        self._ask(command, **arguments).addErrback(lambda failure: None)
+        self._ask(command, None, **arguments).addErrback(lambda failure: None)
 
-    def _ask(self, command: type[amp.Command], **arguments: Any) -> Deferred[Any]:
+    def _ask(
+        self, command: type[amp.Command], timeout: float | None, /, **arguments: Any
+    ) -> Deferred[Any]:
+        """Fires with its answer; fails if there is none, within C{timeout} seconds."""
         try:
             asked: Deferred[Any] = self._link.callRemote(command, **arguments)
         except Exception:  # the link is gone, and the process with it
             asked = Deferred()
             asked.errback()
-        return asked
+        return asked if timeout is None else asked.addTimeout(timeout, self._reactor)
 
 
 class Spawner:
