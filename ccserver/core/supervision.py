@@ -43,6 +43,11 @@ class Slot:
         self.state = SlotState.STARTING
         self._ready_since = None
 
+    def replaced(self) -> None:
+        """Another worker, which can serve, has the slot: how others fared before is past."""
+        self.started()
+        self._quick_deaths = 0
+
     def ready(self, now: float) -> None:
         """The worker serves."""
         if self.state is SlotState.STARTING:

@@ -285,7 +285,8 @@ class Fleet:
 
     def hasten(self) -> None:
         """A graceful stop is under way: let all workers stop at once."""
-        self._stop_workers(False)
+        if self.workers:
+            self._stop_workers(False)
 
     def _new(
         self, number: int, generation: int, config: Config, listening: Listening
@@ -334,7 +335,7 @@ class Fleet:
         """Make C{process}, which is ready to serve, the worker of C{place}."""
         place.keep_empty()
         place.worker = process
-        place.slot.started()
+        place.slot.replaced()
 
     def _serve(self, place: Place, process: WorkerOfMaster) -> None:
         if place.worker is not process or self._stopping:
@@ -421,11 +422,11 @@ class Fleet:
     async def _any_serving(self) -> list[Target]:
         """Who serves, as soon as somebody does; nobody, if that takes too long."""
         end = self._reactor.seconds() + self.config.process.ready_timeout
-        while self.places and not self.serving and not self._stopping:
-            if self._reactor.seconds() >= end:
-                break
+        while True:
+            found: list[Target] = [each for each in self.serving if each.linked]
+            if found or not self.places or self._stopping or self._reactor.seconds() >= end:
+                return found
             await deferLater(self._reactor, LOOK_AGAIN, lambda: None)
-        return list(self.serving)
 
     def _note(self, moved: int, left: Counter[str]) -> None:
         self.handed_over += moved

@@ -26,6 +26,9 @@ from ccserver.process.upgrade import Predecessor
 from ccserver.process.upkeep import Upkeep
 from ccserver.process.workers import Spawner, WorkerOfMaster
 
+REFUSAL_TIMEOUT = 1.0
+"""Seconds that an old master has to hear why the new one cannot serve."""
+
 
 class Master(ServerService):
     """Keeps a worker in each slot, and lets operators change that (DESIGN 1).
@@ -79,6 +82,7 @@ class Master(ServerService):
         self._orphans = Orphans(reactor)
         self._dog = LoopingCall(host.systemd.watchdog)
         self._dog.clock = reactor
+        self._told: Deferred[Any] = succeed(None)  # the predecessor, why we cannot
         self._was_ready = False
         self._is_master = predecessor is None
 
@@ -114,7 +118,8 @@ class Master(ServerService):
 
     def fail(self, status: int, reason: str) -> None:
         if self._predecessor is not None:
-            self._predecessor.refuse(reason)
+            told = self._predecessor.refuse(reason)
+            self._told = told.addTimeout(REFUSAL_TIMEOUT, self._reactor)
         ServerService.fail(self, status, reason)
 
     def privilegedStartService(self) -> None:
@@ -195,6 +200,7 @@ class Master(ServerService):
         self._orphans.stop()
         self._fleet.listening.close()
         gone = self._fleet.stop(graceful)
+        gone.addBoth(lambda result: self._told.addErrback(lambda failure: None))
         return gone.addBoth(lambda result: self._closed())
 
     def _closed(self) -> Deferred[None]:

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ccserver.native import native
-from ccserver.process.fleet import Fleet
+from ccserver.process.fleet import Fleet, Place
 from ccserver.process.workers import WorkerOfMaster
 
 
@@ -23,7 +23,10 @@ def fleet_status(fleet: Fleet, now: float) -> dict[str, Any]:
         "generation": fleet.generation,
         "compiled": native is not None,
         "listening": [str(address) for address in fleet.listening.addresses],
-        "workers": [_row(each, restarts.get(each.slot, 0), now) for each in workers],
+        "workers": [
+            *(_row(each, restarts.get(each.slot, 0), now) for each in workers),
+            *(_vacancy(place) for place in fleet.places if place.worker is None),
+        ],
         "handed_over": fleet.handed_over,
         "left": dict(fleet.left),
         "refused": _sum(workers, "refused"),
@@ -56,6 +59,11 @@ def _row(process: WorkerOfMaster, restarts: int, now: float) -> dict[str, Any]:
             if key in figures
         },
     }
+
+
+def _vacancy(place: Place) -> dict[str, Any]:
+    """A slot whose worker died, and whose next one is not started yet."""
+    return {"slot": place.slot.number, "state": "waiting", "restarts": place.slot.restarts}
 
 
 def _sum(workers: list[WorkerOfMaster], key: str) -> dict[str, int]:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.protocol import Factory, ProcessProtocol, connectionDone
 from twisted.protocols import amp
 from twisted.python.failure import Failure
@@ -253,10 +253,12 @@ class Predecessor:
         asked: Deferred[Any] = self._link.callRemote(Loaded, workers=workers)
         return asked.addCallbacks(lambda answer: True, lambda failure: False)
 
-    def refuse(self, reason: str) -> None:
-        """Say why we cannot."""
+    def refuse(self, reason: str) -> Deferred[Any]:
+        """Say why we cannot; fires when that is known, or cannot be."""
         try:
-            asked = self._link.callRemote(Refused, reason=reason[: link.REASON_LIMIT])
+            asked: Deferred[Any] = self._link.callRemote(
+                Refused, reason=reason[: link.REASON_LIMIT]
+            )
         except Exception:  # it is gone
-            return
-        asked.addErrback(lambda failure: None)
+            return succeed(None)
+        return asked.addErrback(lambda failure: None)

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.error import ProcessExitedAlready, ProcessTerminated
 from twisted.internet.interfaces import IProcessTransport
 from twisted.internet.protocol import Factory, ProcessProtocol
@@ -201,7 +202,7 @@ class WorkerOfMaster(ProcessProtocol):
         self.state = WorkerState.LEAVING
         return self._ask(link.StopAccepting, ANSWER_TIMEOUT).addCallbacks(
             lambda answer: int(answer["connections"]),
-            lambda failure: 0 if self.gone.over else self.connections,
+            lambda failure: self.connections if failure.check(DeferredTimeout) else 0,
         )
 
     def take(self, channel: socket.socket) -> Deferred[bool]:
@@ -239,7 +240,8 @@ class WorkerOfMaster(ProcessProtocol):
             return result
 
         asked = self._ask(link.List, ANSWER_TIMEOUT, file=fd)
-        asked.addCallbacks(lambda answer: link.read_json(fd), lambda failure: [])
+        asked.addCallback(lambda answer: link.read_json(fd))
+        asked.addErrback(lambda failure: [])  # nothing, or nothing whole, was written
         return asked.addBoth(close)
 
     def kick(self, id: int) -> Deferred[bool]:

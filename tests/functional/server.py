@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Self, TypeVar
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -226,7 +226,8 @@ class ServerProcess:
 
     def launch(self) -> None:
         """Start it, and wait for nothing."""
-        arguments = [*TWISTD, *([] if self._background else ["-n"]), "--pidfile=twistd.pid"]
+        background = [] if self._background else ["-n"]
+        arguments = [*self.command(), *background, "--pidfile=twistd.pid"]
         with open(self.path("stdout"), "ab") as stdout, open(self.path("stderr"), "ab") as stderr:
             self.launched = time.monotonic()
             self._process = subprocess.Popen(
@@ -235,9 +236,22 @@ class ServerProcess:
                 stdout=stdout,
                 stderr=stderr,
                 cwd=self.folder,
-                env={**os.environ, "PYTHONPATH": ROOT},
+                env={**os.environ, "PYTHONPATH": ROOT, **self.environment()},
                 start_new_session=True,
+                **self.passed(),
             )
+
+    def command(self) -> Sequence[str]:
+        """What runs twistd."""
+        return TWISTD
+
+    def environment(self) -> dict[str, str]:
+        """What its environment has more than ours."""
+        return {}
+
+    def passed(self) -> dict[str, Any]:
+        """What else the process is started with."""
+        return {}
 
     def start(self) -> None:
         """Start it, and wait until all its workers serve."""

@@ -1,0 +1,144 @@
+"""Upgrade: a new master takes over ports and connections; or cannot, and the old one goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.functional import apps
+from tests.functional.operator import Operator, Refused
+from tests.functional.server import ECHO, ServerProcess, measured, wait_until
+from tests.functional.traffic import Traffic
+
+CONNECTIONS = 1000
+UPGRADES = 3
+STALL = 1.0
+"""Seconds that no connection may wait for what it is owed; as a rule it is a twentieth of that."""
+
+
+class UpgradeCase(SynchronousTestCase):
+    def serve(self, app: str = ECHO, **options: Any) -> ServerProcess:
+        server = ServerProcess(app, **options)
+        self.addCleanup(server.close)
+        server.start()
+        self.operator = Operator(server)
+        return server
+
+    def upgraded(self, server: ServerProcess) -> dict[str, Any]:
+        """The result of an upgrade, when the old master is gone."""
+        old = self.operator.status()["pid"]
+        done = self.operator.ask("upgrade")
+        wait_until(lambda: old not in server.processes(), "the old master to be gone")
+        wait_until(lambda: self.pid_in_file(server) == done["pid"], "the pid of the new one")
+        self.assertEqual(self.operator.status()["pid"], done["pid"])
+        self.operator.wait_for_rest()
+        return done
+
+    def pid_in_file(self, server: ServerProcess) -> int:
+        return int(server.read("twistd.pid") or 0)
+
+
+class UpgradeTests(UpgradeCase):
+    def test_upgrades_under_traffic_cut_lose_double_and_reorder_nothing(self):
+        server = self.serve(workers=2, LogLevel=6)
+        masters = [server.master]
+        longest = 0.0
+        with Traffic(server.port, CONNECTIONS) as traffic:
+            for _ in range(UPGRADES):
+                traffic.mark()
+                os.kill(masters[-1], signal.SIGUSR2)
+                wait_until(
+                    lambda: server.log.count(" upgrade done: ") == len(masters), "the upgrade"
+                )
+                wait_until(lambda: self.pid_in_file(server) not in (0, *masters), "its pid")
+                counts = traffic.counts()
+                self.assertEqual((counts.errors, counts.open), ({}, CONNECTIONS), counts.details)
+                pause = counts.pause - counts.late
+                self.assertLess(pause, STALL, (counts.late, counts.pauses))
+                longest = max(longest, counts.pause)
+                old, new = masters[-1], self.pid_in_file(server)
+                masters.append(new)
+                wait_until(
+                    lambda old=old: old not in server.processes(), "the old master to be gone"
+                )
+                self.assertFalse(os.path.exists(server.path("twistd.pid.oldbin")))
+                self.assertEqual(self.operator.status()["pid"], new)
+            counts = traffic.stop()
+        self.assertEqual((counts.errors, counts.owed, counts.connected), ({}, 0, CONNECTIONS))
+        measured(f"longest pause of {CONNECTIONS} connections in {UPGRADES} upgrades, s", longest)
+        self.assertEqual(self.operator.status()["generation"], UPGRADES + 1)
+        os.kill(masters[-1], signal.SIGTERM)
+        wait_until(server.is_gone, "the last one to be gone")
+        self.assertFalse(os.path.exists(server.path("twistd.pid")))
+
+    def test_a_daemon_is_upgraded_to_a_daemon(self):
+        server = self.serve(workers=2, background=True)
+        old = server.master
+        with server.connect() as client:
+            client.ask(apps.PING)
+            self.assertEqual(self.operator.ask("upgrade")["handed_over"], 1)
+            wait_until(lambda: self.pid_in_file(server) not in (0, old), "the new pid file")
+            wait_until(lambda: old not in server.processes(), "the old master to be gone")
+            client.ask(apps.PING)
+        self.assertEqual(os.getsid(server.master), os.getsid(server.master))
+        self.assertEqual(self.operator.status()["pid"], server.master)
+        server.send_signal(signal.SIGTERM)
+        wait_until(server.is_gone, "the daemon to be gone")
+
+    def test_another_number_of_workers_comes_with_it(self):
+        server = self.serve(workers=3)
+        text = server.read("ccserver.conf")
+        clients = [server.connect() for _ in range(12)]
+        for client in clients:
+            self.addCleanup(client.close)
+            client.ask(apps.PING)
+        for count in (1, 2):
+            changed = text.replace("WorkerProcesses = 3", f"WorkerProcesses = {count}")
+            server.write("ccserver.conf", changed.encode())
+            done = self.upgraded(server)
+            self.assertEqual((done["workers"], done["handed_over"]), (count, 12))
+            for client in clients:
+                client.ask(apps.PING)
+        with server.connect() as client:
+            client.ask(apps.PING)
+
+    def test_ids_go_on_and_are_never_used_again(self):
+        server = self.serve(workers=1)
+        clients = []
+        for _ in range(3):
+            clients.append(server.connect())
+            self.addCleanup(clients[-1].close)
+            clients[-1].ask(apps.PING)
+            self.upgraded(server)
+        rows = self.operator.ask("connections", sort="id", limit=10)["connections"]
+        self.assertEqual([row["peer"] for row in rows], [each.address for each in clients])
+        self.assertEqual(len({row["id"] for row in rows}), 3)
+
+
+class FailedUpgradeTests(UpgradeCase):
+    def test_one_that_cannot_leaves_the_old_master_as_it_was(self):
+        server = self.serve(workers=1)
+        text = server.read("ccserver.conf")
+        master, pids = server.master, server.workers()
+        with server.connect() as client:
+            for change, word in (
+                (text + "Wrokers = 1\n", "ended"),
+                (text.replace(ECHO, "missing:app"), "no module missing"),
+                (text.replace("Listen = ", "Listen = 192.0.2.1:15999, "), "ended"),
+            ):
+                server.write("ccserver.conf", change.encode())
+                with self.assertRaises(Refused) as caught:
+                    self.operator.ask("upgrade")
+                self.assertIn(word, str(caught.exception))
+                client.ask(apps.PING)
+                self.assertEqual(self.operator.status()["pid"], master)
+                wait_until(lambda: len(server.processes()) == 2, "the new ones to be gone")
+                self.assertEqual(self.pid_in_file(server), master)
+                self.assertFalse(os.path.exists(server.path("twistd.pid.oldbin")))
+            server.write("ccserver.conf", text.encode())
+            self.assertEqual(server.workers(), pids)
+            self.operator.ask("upgrade")
+            client.ask(apps.PING)

@@ -1,0 +1,119 @@
+"""The watch over workers and handlers that do not come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.functional import apps
+from tests.functional.operator import Operator
+from tests.functional.server import ServerProcess, measured, wait_until
+
+TIMEOUT = 1.0
+BLOCKED = b"60000"
+
+
+class BlockedReactorTests(SynchronousTestCase):
+    def blocked(self, workers: int) -> ServerProcess:
+        """A server one of whose workers is blocked from now on."""
+        server = ServerProcess(workers=workers, WorkerTimeout=TIMEOUT, RebalanceInterval=0)
+        self.addCleanup(server.close)
+        server.start()
+        client = server.connect()
+        self.addCleanup(client.close)
+        client.ask(apps.PING)
+        client.send((apps.BLOCK, BLOCKED))
+        self.since = time.monotonic()
+        return server
+
+    def slowest(self, server: ServerProcess) -> float:
+        """The longest time that one of many connections waits for its first reply."""
+        longest = 0.0
+        while time.monotonic() - self.since < TIMEOUT + 2.0:
+            began = time.monotonic()
+            with server.connect() as client:
+                client.ask(apps.PING)
+            longest = max(longest, time.monotonic() - began)
+        return longest
+
+    def served_in_time(self, workers: int) -> None:
+        server = self.blocked(workers)
+        longest = self.slowest(server)
+        what = f"longest wait of a connection with one of {workers} workers blocked, s"
+        measured(what, longest)
+        self.assertLess(longest, TIMEOUT + 1.0)
+        log = server.log
+        self.assertIn("has given no sign of life for", log)
+        self.assertIn("in block_reactor", log)
+        self.assertIn("apps.py", log)
+        wait_until(lambda: len(server.workers()) == workers, "the replacement")
+
+    def test_its_stacks_are_logged_and_its_slot_is_served_by_another_in_time(self):
+        self.served_in_time(2)
+
+    def test_also_the_only_one_is_replaced_in_time(self):
+        self.served_in_time(1)
+
+    def test_a_worker_that_is_stopped_from_outside_is_replaced(self):
+        server = ServerProcess(workers=1, WorkerTimeout=TIMEOUT)
+        self.addCleanup(server.close)
+        server.start()
+        (pid,) = server.workers().values()
+        os.kill(pid, signal.SIGSTOP)
+        with server.connect() as client:
+            client.ask(apps.PING)
+        self.assertNotIn(pid, server.workers().values())
+
+    def test_a_master_that_was_stopped_itself_kills_nobody(self):
+        server = ServerProcess(workers=2, WorkerTimeout=TIMEOUT)
+        self.addCleanup(server.close)
+        server.start()
+        pids = server.workers()
+        os.kill(server.master, signal.SIGSTOP)
+        stopped = time.monotonic()
+        with server.connect() as client:  # the workers serve on meanwhile
+            wait_until(lambda: time.monotonic() - stopped > 2 * TIMEOUT, "the timeout to be over")
+            client.ask(apps.PING)
+            os.kill(server.master, signal.SIGCONT)
+            operator = Operator(server)
+            checked = operator.status()["uptime"]
+            wait_until(lambda: operator.status()["uptime"] > checked + TIMEOUT, "some checks")
+            client.ask(apps.PING)
+        self.assertEqual(server.workers(), pids)
+        self.assertNotIn("no sign of life", server.log)
+
+
+class StuckHandlerTests(SynchronousTestCase):
+    def serve(self, **options: Any) -> ServerProcess:
+        server = ServerProcess(workers=1, HandlerTimeout=1, ProcMsgRecvWorkThreadCount=1, **options)
+        self.addCleanup(server.close)
+        server.start()
+        return server
+
+    def test_its_stack_is_logged_once_its_connection_closed_and_others_are_served(self):
+        server = self.serve()
+        stuck = server.connect()
+        self.addCleanup(stuck.close)
+        stuck.send((apps.THREAD, b"before it"), (apps.SLEEP, b"8000"))
+        began = time.monotonic()
+        self.assertEqual(stuck.receive(), (apps.THREAD, b"before it"))
+        with server.connect() as other:  # there is one thread, and it is taken
+            self.assertEqual(other.ask(apps.THREAD, b"beside it"), b"beside it")
+        measured("a handler beside a stuck one, with one thread, s", time.monotonic() - began)
+        self.assertEqual(stuck.rest(), [])
+        self.assertLess(time.monotonic() - began, 5.0)
+        stuck.close()
+        wait_until(lambda: "closed: handler" in server.log, "its end in the log")
+        self.assertEqual(server.log.count("time.sleep(int(request) / 1000)"), 1)
+
+    def test_a_stop_does_not_wait_for_it(self):
+        server = self.serve(ShutdownTimeout=30)
+        stuck = server.connect()
+        self.addCleanup(stuck.close)
+        stuck.send((apps.SLEEP, b"60000"))
+        wait_until(lambda: "time.sleep(int(request) / 1000)" in server.log, "its stack")
+        self.assertLess(server.stop(), 15.0)
