@@ -41,6 +41,8 @@ it stops gracefully, before it is killed."""
 STACKS_GRACE = 0.5
 """Seconds that a blocked worker has to write down its stacks, before it is killed."""
 
+STOPPING = "the server is stopping"
+
 PROGRESS_INTERVAL = 0.5
 """Seconds between two lines of progress."""
 
@@ -171,13 +173,15 @@ class Fleet:
                 each.state = WorkerState.STOPPING
                 each.kill()
             await gatherResults([each.gone.wait() for each in started])
+            if self._stopping:
+                raise OperationFailed(STOPPING) from error
             if isinstance(error, StartError):
                 raise OperationFailed(str(error)) from error
             if isinstance(error, DeferredTimeout):
                 raise OperationFailed(f"a new worker was not ready within {timeout:g} s") from None
             raise
         if self._stopping:
-            raise OperationFailed("the server is stopping")
+            raise OperationFailed(STOPPING)
         return started
 
     async def commit(
@@ -198,7 +202,7 @@ class Fleet:
             old.steer(count)  # nobody comes any more to the sockets that go
             await deferLater(self._reactor, STEER_GRACE, lambda: None)
             if self._stopping:
-                raise OperationFailed("the server is stopping")
+                raise OperationFailed(STOPPING)
         self.listening = listening
         if listening is not old:
             old.release(listening)

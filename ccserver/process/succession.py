@@ -17,6 +17,9 @@ from ccserver.process.upgrade import Inheritance, Successor
 START_GRACE = 10.0
 """Seconds that a new master has to start, beside those that its workers have."""
 
+MORE_WORKERS = 1024
+"""Numbers that are left for workers which this master replaces before it is replaced itself."""
+
 
 class Succession:
     """Lets a new master take over (nginx's upgrade of the executable on the fly)."""
@@ -44,7 +47,10 @@ class Succession:
             workers = await self._loaded(successor, fleet, progress)
         except BaseException as error:
             successor.withdraw()
-            self._host.pid_file.come_back()
+            try:
+                self._host.pid_file.come_back()
+            except OperationFailed as worse:
+                self.log.error("{why}", why=str(worse))
             if isinstance(error, OSError):
                 raise OperationFailed(f"cannot execute a new master: {error}") from None
             raise
@@ -66,7 +72,7 @@ class Succession:
         successor.start(
             self._reactor,
             fleet.listening,
-            Inheritance(fleet.spawned, fleet.generation + 1),
+            Inheritance(fleet.spawned + MORE_WORKERS, fleet.generation + 1),
             {**os.environ, **self._host.systemd.environment()},
             self._folder,
         )
