@@ -31,8 +31,8 @@ class Line(amp.AMP):
         amp.BinaryBoxProtocol.makeConnection(self, transport)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.transport = None  # before those who wait for an answer ask whether there is one
         amp.BinaryBoxProtocol.connectionLost(self, reason)
-        self.transport = None
 
 
 class Ready(amp.Command):

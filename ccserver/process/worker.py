@@ -127,6 +127,8 @@ class _Link(link.Line):
     def list_connections(self, file: int) -> dict[str, Any]:
         try:
             link.write_json(file, self._process.connection_rows())
+        except OSError as error:  # no memory; an answer that fails would end the link
+            self._process.log.error("no connections listed: {error}", error=error)
         finally:
             os.close(file)
         return {}

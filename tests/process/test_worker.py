@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import signal
 import socket
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.protocols import amp
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Config
+from ccserver.net.transport import DirectPort
 from ccserver.process import link, worker
 from ccserver.process.logs import LineObserver
 from ccserver.process.worker import EXIT_APP, EXIT_START, Order, WorkerProcess
@@ -32,6 +33,12 @@ async def echo(session: Session, request: bytes) -> bytes:
     return request
 """
 
+WAITS = """
+@app.on_worker_stop
+async def stopped(worker):
+    pass
+"""
+
 
 class OrderTests(SynchronousTestCase):
     @given(
@@ -43,29 +50,41 @@ class OrderTests(SynchronousTestCase):
             slot=st.integers(0, 256),
             process_number=st.integers(0, 1 << 24),
             stderr=st.booleans(),
+            log_level=st.integers(0, 8),
         )
     )
     @settings(deadline=None)
-    def test_what_is_dumped_is_loaded(self, order: Order):
-        self.assertEqual(Order.load(order.dump()), order)
+    def test_what_is_written_is_read(self, order: Order):
+        fd = link.memory_file("order", asdict(order))
+        try:
+            self.assertEqual(Order(**link.read_json(fd)), order)
+        finally:
+            os.close(fd)
 
     def test_the_configuration_comes_out_as_it_went_in(self):
         text = "\ufeff[Net]\r\nworker_connections = 7\r\n; caf\udce9\r\n"
         mine = Config.parse(text, "etc/a.conf", "/srv")
-        order = Order(mine.text, mine.path, mine.base, 0, 0, False)
-        sent = Order.load(order.dump())
+        fd = link.memory_file(
+            "order", asdict(Order(mine.text, mine.path, mine.base, 0, 0, False, 6))
+        )
+        self.addCleanup(os.close, fd)
+        sent = Order(**link.read_json(fd))
         self.assertEqual(Config.parse(sent.text, sent.path, sent.base), mine)
 
     def test_an_order_is_made_of_plain_values_alone(self):
         self.assertEqual({field.type for field in fields(Order)}, {"str", "int", "bool"})
 
 
-class MasterEnd(amp.AMP):
-    """The master's end of the link, remembering what the worker says."""
+class MasterEnd(link.Line):
+    """The master's end of the link, remembering what the worker says.
+
+    @ivar beats: the figures.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.heard: list[Any] = []
+        self.beats: list[dict[str, Any]] = []
 
     @link.Ready.responder
     def ready(self) -> dict[str, Any]:
@@ -75,6 +94,11 @@ class MasterEnd(amp.AMP):
     @link.Failed.responder
     def failed(self, status: int, reason: str) -> dict[str, Any]:
         self.heard.append((status, reason))
+        return {}
+
+    @link.Beat.responder
+    def beat(self, figures: str) -> dict[str, Any]:
+        self.beats.append(json.loads(figures))
         return {}
 
 
@@ -88,7 +112,9 @@ class NoWatch:
         pass
 
 
-class WorkerProcessTests(SynchronousTestCase):
+class WorkerProcessCase(SynchronousTestCase):
+    """A worker process in this process, on a reactor and a link that the test drives."""
+
     def setUp(self) -> None:
         self.folder = folder(self)
         self.reactor = FakeReactor()
@@ -99,24 +125,26 @@ class WorkerProcessTests(SynchronousTestCase):
         self.patch(worker, "setproctitle", self.titles.append)
         self.patch(worker, "_Watch", NoWatch)
         self.master = MasterEnd()
+        self.port = free_port()
 
-    def begun(self, app: str = APP) -> WorkerProcess:
+    def begun(self, app: str = APP, more: str = "") -> WorkerProcess:
         """A worker process that has begun."""
         name = f"served_{id(self)}"
         with open(os.path.join(self.folder, f"{name}.py"), "w") as file:
             file.write(app)
-        port = free_port()
-        listening = socket.create_server(("127.0.0.1", port))
+        listening = socket.create_server(("127.0.0.1", self.port))
+        listening.setblocking(False)
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)
         self.addCleanup(self.close, os.fstat(listening.fileno()).st_ino, listening.fileno())
         self.patch(worker, "SOCKETS_FD", listening.detach())
         self.patch(worker, "LINK_FD", theirs.detach())
-        text = f"Listen = 127.0.0.1:{port}\nApp = {name}:app\nProcMsgRecvWorkThreadCount = 1\n"
+        text = f"Listen = 127.0.0.1:{self.port}\nApp = {name}:app\n"
+        text += f"ProcMsgRecvWorkThreadCount = 1\nShutdownTimeout = 2\n{more}"
         self.observer = LineObserver(os.path.join(self.folder, "error.log"), 8, False)
         self.observer.open()
         self.addCleanup(self.observer.close)
-        order = Order(text, "a.conf", self.folder, 3, 7, False)
+        order = Order(text, "a.conf", self.folder, 3, 7, False, 8)
         config = Config.parse(order.text, order.path, order.base)
         process = WorkerProcess(self.reactor, order, config, self.observer)
         process.begin()
@@ -128,6 +156,12 @@ class WorkerProcessTests(SynchronousTestCase):
         self.master.makeConnection(self.transport)
         self.addCleanup(self.ended, process)
         self.talk()
+        return process
+
+    def serving(self, app: str = APP, more: str = "") -> WorkerProcess:
+        """A worker process that has been told to serve."""
+        process = self.begun(app, more)
+        self.ask(link.Serve)
         return process
 
     def close(self, inode: int, fd: int) -> None:
@@ -147,17 +181,32 @@ class WorkerProcessTests(SynchronousTestCase):
     def talk(self) -> None:
         """Let both ends of the link hear what the other says."""
         for _ in range(10):
-            for source, target in ((self.link, self.master), (self.transport, self.link.protocol)):
-                data = source.value()
-                source.clear()
-                if data:
-                    target.dataReceived(data)
+            if self.link.connected:
+                self.link.deliver(self.master)
+                self.transport.deliver(self.link.protocol)
 
-    def test_it_says_that_it_is_ready_when_it_accepts(self):
+    def ask(self, command: Any, **arguments: Any) -> Any:
+        """What it answers to the master."""
+        asked = self.master.callRemote(command, **arguments)
+        self.talk()
+        return self.successResultOf(asked)
+
+    @property
+    def accepts(self) -> bool:
+        """Whether it takes connections from its sockets."""
+        return any(isinstance(reader, DirectPort) for reader in self.reactor.readers)
+
+
+class StartTests(WorkerProcessCase):
+    def test_it_says_that_it_is_ready_and_accepts_nobody_yet(self):
         self.begun()
         self.assertEqual(self.master.heard, ["ready"])
-        self.assertTrue(self.reactor.readers)
+        self.assertFalse(self.accepts)
         self.assertEqual(self.reactor.stops, 0)
+
+    def test_told_to_serve_it_accepts(self):
+        self.serving()
+        self.assertTrue(self.accepts)
 
     def test_its_title_says_what_it_is(self):
         self.begun()
@@ -188,6 +237,22 @@ class WorkerProcessTests(SynchronousTestCase):
         self.assertLessEqual(len(reason), link.REASON_LIMIT)
         self.flushLoggedErrors()
 
+    def test_it_beats_from_the_reactor_with_its_figures(self):
+        self.begun()
+        self.reactor.pump([0.5] * 6)
+        self.talk()
+        self.assertGreaterEqual(len(self.master.beats), 3)
+        self.assertEqual(self.master.beats[-1]["connections"], 0)
+        self.assertGreater(self.master.beats[-1]["memory"], 1 << 20)
+
+    def test_a_short_timeout_has_quick_beats(self):
+        self.begun(more="WorkerTimeout = 0.4\n")
+        self.reactor.pump([0.1] * 10)
+        self.talk()
+        self.assertGreaterEqual(len(self.master.beats), 9)
+
+
+class StopTests(WorkerProcessCase):
     def test_told_to_stop_it_stops(self):
         process = self.begun()
         self.master.callRemote(link.Stop, graceful=True, timeout=5.0)
@@ -213,18 +278,149 @@ class WorkerProcessTests(SynchronousTestCase):
 
     def test_without_a_master_it_stops(self):
         events = logged(self)
-        self.begun()
+        self.serving()
         self.link.abortConnection()
         self.reactor.pump([0.1] * 5)
         self.assertEqual(self.reactor.stops, 1)
         self.assertIn("the master process is gone: stopping", texts(events))
 
+    def test_without_a_master_a_long_stop_becomes_a_short_one(self):
+        process = self.serving(APP + WAITS)
+        self.patch(type(process._server.connections), "__len__", lambda connections: 1)
+        self.master.callRemote(link.Stop, graceful=True, timeout=1000.0)
+        self.talk()
+        self.reactor.pump([0.1] * 20)
+        self.assertEqual(self.reactor.stops, 0)
+        self.link.abortConnection()
+        self.reactor.pump([0.1] * 20)
+        self.assertEqual(self.reactor.stops, 1)
+
+    def test_told_to_serve_while_it_stops_it_does_not(self):
+        self.begun()
+        self.master.callRemote(link.Stop, graceful=True, timeout=5.0)
+        self.master.callRemote(link.Serve)
+        self.talk()
+        self.assertFalse(self.accepts)
+
+
+class CommandTests(WorkerProcessCase):
+    def test_told_to_accept_no_more_it_says_how_many_it_has(self):
+        self.serving()
+        with socket.create_connection(("127.0.0.1", self.port), 5):
+            self.assertEqual(self.ask(link.StopAccepting), {"connections": 1}, "who waited too")
+            self.assertFalse(self.accepts)
+
+    def test_a_channel_to_take_from_is_read_and_closed_at_its_end(self):
+        self.serving()
+        readers = len(self.reactor.readers)
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                self.ask(link.Take, channel=theirs.fileno())
+            self.assertEqual(len(self.reactor.readers), readers + 1)
+        self.reactor.readers[-1].doRead()
+        self.assertEqual(len(self.reactor.readers), readers)
+
+    def test_one_that_stops_takes_nothing(self):
+        process = self.serving()
+        process._stopping = True
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                self.ask(link.Take, channel=theirs.fileno())
+            self.assertEqual(ours.recv(1), b"")
+
+    def test_one_without_connections_has_nothing_to_give(self):
+        self.serving()
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                answer = self.ask(link.Give, channel=theirs.fileno(), count=link.ALL)
+            self.assertEqual((answer["moved"], json.loads(answer["left"])), (0, {}))
+            self.assertEqual(ours.recv(1), b"")
+
+    def test_one_that_has_not_started_gives_and_takes_nothing(self):
+        process = self.begun("app = 5\n")
+        self.assertIsNone(process._server)
+        for begin in (process.take, lambda end: process.give(end, 1).send(None)):
+            ours, theirs = socket.socketpair()
+            with ours:
+                with contextlib.suppress(StopIteration):
+                    begin(theirs)
+                self.assertEqual(ours.recv(1), b"")
+        self.flushLoggedErrors()
+
+    def test_a_stop_ends_a_hand_over(self):
+        process = self.serving()
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                self.ask(link.Take, channel=theirs.fileno())
+            process.stop(False, 0.0)
+            self.reactor.pump([0.1] * 10)
+            self.assertEqual(ours.recv(1), b"")
+        self.assertEqual((process.status, self.reactor.stops), (0, 1))
+
+    def test_a_stop_ends_any_number_of_them(self):
+        process = self.serving()
+        pairs = [socket.socketpair() for _ in range(3)]
+        for _, theirs in pairs:
+            with theirs:
+                self.ask(link.Take, channel=theirs.fileno())
+        process.stop(True, 1.0)
+        self.reactor.pump([0.1] * 15)
+        for ours, _ in pairs:
+            with ours:
+                self.assertEqual(ours.recv(1), b"")
+        self.assertEqual((process.status, self.reactor.stops), (0, 1))
+
+    def test_a_lent_socket_is_accepted_from_until_it_goes_back(self):
+        self.begun()
+        with socket.create_server(("127.0.0.1", 0)) as lent:
+            lent.setblocking(False)
+            address = f"127.0.0.1:{self.port}"
+            self.ask(link.Lend, slot=5, address=address, listening=lent.fileno())
+            self.assertTrue(self.accepts)
+            self.ask(link.Return, slot=4)
+            self.assertTrue(self.accepts)
+            self.ask(link.Return, slot=5)
+            self.assertFalse(self.accepts)
+
+    def test_it_lists_its_connections_into_a_file(self):
+        self.serving()
+        fd = link.memory_file("connections")
+        self.addCleanup(os.close, fd)
+        before = len(os.listdir("/proc/self/fd"))
+        self.ask(link.List, file=fd)
+        self.assertEqual(link.read_json(fd), [])
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    def test_a_file_that_cannot_be_written_is_no_reason_to_stop(self):
+        self.serving()
+        fd = os.open(os.devnull, os.O_RDONLY)
+        self.addCleanup(os.close, fd)
+        asked = self.master.callRemote(link.List, file=fd)
+        self.talk()
+        asked.addErrback(lambda failure: None)
+        self.reactor.pump([0.1] * 5)
+        self.flushLoggedErrors()
+        self.assertFalse(self.link.closing)
+        self.assertEqual(self.reactor.stops, 0)
+
+    def test_a_connection_that_is_not_there_cannot_be_kicked(self):
+        self.serving()
+        self.assertEqual(self.ask(link.Kick, id=5), {"found": False})
+
+    def test_it_logs_as_far_as_it_is_told(self):
+        self.serving()
+        self.ask(link.SetLogLevel, level=3)
+        self.assertEqual(self.observer.level, 3)
+
     def test_told_to_it_opens_its_log_anew(self):
         self.begun()
         path = os.path.join(self.folder, "error.log")
         os.rename(path, path + ".1")
-        self.master.callRemote(link.Reopen)
-        self.talk()
+        self.ask(link.Reopen)
         self.assertTrue(os.path.exists(path))
 
     def test_a_log_that_cannot_be_opened_anew_is_no_reason_to_stop(self):
@@ -233,10 +429,8 @@ class WorkerProcessTests(SynchronousTestCase):
         os.rename(path, path + ".1")
         os.mkdir(path)
         events = logged(self)
-        told = self.master.callRemote(link.Reopen)
-        self.talk()
+        self.assertEqual(self.ask(link.Reopen), {})
         self.reactor.pump([0.1] * 5)
-        self.assertEqual(self.successResultOf(told), {})
         self.assertFalse(self.link.closing)
         self.assertEqual(self.reactor.stops, 0)
         self.assertIn("Is a directory", texts(events)[-1])

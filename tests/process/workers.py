@@ -13,11 +13,14 @@ from twisted.internet.error import ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Config
+from ccserver.errors import OperationFailed
 from ccserver.process import link, worker
+from ccserver.process.administration import Administration
 from ccserver.process.fleet import Fleet
 from ccserver.process.listening import Listening
+from ccserver.process.logs import LineObserver
 from ccserver.process.worker import Order
-from ccserver.process.workers import Spawner, WorkerOfMaster
+from ccserver.process.workers import Spawner, WorkerOfMaster, WorkerState
 from tests.process.test_listening import free_port
 from tests.support import FakeProcess, FakeReactor, FakeTransport, folder, logged, texts
 
@@ -32,6 +35,7 @@ class WorkerEnd(link.Line):
     @ivar holding: the names of the commands that it does not answer.
     @ivar connections: how many it has.
     @ivar stays: of them, those that do not move, by reason.
+    @ivar answers: what else it says when it is to give: how many moved, and the reasons.
     @ivar channels: those that were sent to it.
     """
 
@@ -41,6 +45,7 @@ class WorkerEnd(link.Line):
         self.holding: set[str] = set()
         self.connections = 0
         self.stays: dict[str, int] = {}
+        self.answers: list[tuple[int, dict[str, int]]] = []
         self.rows: list[dict[str, Any]] = []
         self.channels: list[socket.socket] = []
         self.lent: list[socket.socket] = []
@@ -67,8 +72,11 @@ class WorkerEnd(link.Line):
         self.channels.append(socket.socket(fileno=channel))
         here = self.connections - sum(self.stays.values())
         moved = 0 if "give" in self.holding else here if count == link.ALL else min(count, here)
+        left = self.stays
+        if self.answers:
+            moved, left = self.answers.pop(0)
         self.connections -= moved
-        return self._answer("give", {"moved": moved, "left": json.dumps(self.stays)}, count)
+        return self._answer("give", {"moved": moved, "left": json.dumps(left)}, count)
 
     @link.Lend.responder
     def lend(self, slot: int, address: str, listening: int) -> Any:
@@ -188,11 +196,24 @@ class WorkersCase(SynchronousTestCase):
         self.ports = [free_port()]
         self.events = logged(self)
         self._workers: list[FakeWorkerProcess] = []
-        self.addCleanup(self.close_workers)
+        self._begun: list[Deferred[Any]] = []
+        self.addCleanup(self.end)
 
-    def close_workers(self) -> None:
-        for each in self.workers():
-            each.close()
+    def end(self) -> None:
+        """Let all processes end, and what waits for them."""
+        for _ in range(5):
+            for each in self.workers():
+                if not each.process.ended:
+                    each.die(0)
+            self.reactor.advance(1)
+        for begun in self._begun:
+            begun.addErrback(lambda failure: None)
+
+    def begin(self, coroutine: Any) -> Deferred[Any]:
+        """Begin what may take until the end of the test."""
+        begun = Deferred.fromCoroutine(coroutine)
+        self._begun.append(begun)
+        return begun
 
     def config(self, workers: int = 2, more: str = "") -> Config:
         return Config.parse(self.text(workers, more), "a.conf", self.folder)
@@ -274,9 +295,10 @@ class FleetCase(WorkersCase):
         listening = Listening(config.listen.addresses, config.listen.backlog)
         listening.open(workers)
         spawner = Spawner(self.reactor, {"A": "B"}, True)
-        self.fleet = Fleet(self.reactor, self.owner, config, listening, spawner)
-        self.addCleanup(lambda: self.fleet.listening.close())
-        return self.fleet
+        fleet = self.fleet = Fleet(self.reactor, self.owner, config, listening, spawner)
+        self.addCleanup(lambda: fleet.listening.close())
+        self.addCleanup(fleet.stop, False)
+        return fleet
 
     def started(self, workers: int = 2, more: str = "") -> list[FakeWorkerProcess]:
         """A fleet that has spawned its workers."""
@@ -294,16 +316,12 @@ class FleetCase(WorkersCase):
     def prepared(self, *numbers: int, config: Config | None = None) -> Deferred[Any]:
         """Workers for these slots, when they are ready."""
         fleet = self.fleet
-        self.next = fleet.listening
-        coroutine = fleet.prepare(numbers, 2, config or fleet.config, fleet.listening)
-        return Deferred.fromCoroutine(coroutine)
+        return self.begin(fleet.prepare(numbers, 2, config or fleet.config, fleet.listening))
 
     def committed(self, fresh: list[WorkerOfMaster], count: int, listening: Any = None) -> Any:
         """The hand-over to C{fresh}."""
-        coroutine = self.fleet.commit(
-            fresh, count, listening or self.fleet.listening, self.progress.append
-        )
-        return Deferred.fromCoroutine(coroutine)
+        listening = listening or self.fleet.listening
+        return self.begin(self.fleet.commit(fresh, count, listening, self.progress.append))
 
     def resized(self, count: int) -> Any:
         """The hand-over, or growth, from the workers there are to C{count}."""
@@ -312,9 +330,7 @@ class FleetCase(WorkersCase):
             fleet.config.listen.addresses, count, fleet.config.listen.backlog
         )
         spawned = len(self.workers())
-        prepared = Deferred.fromCoroutine(
-            fleet.prepare(range(had, count), 1, fleet.config, listening)
-        )
+        prepared = self.begin(fleet.prepare(range(had, count), 1, fleet.config, listening))
         for each in self.workers(spawned):
             each.ready()
         return self.committed(self.successResultOf(prepared), count, listening)
@@ -327,3 +343,123 @@ class FleetCase(WorkersCase):
         for each in self.workers(spawned):
             each.ready()
         return self.committed(self.successResultOf(prepared), len(self.fleet.places))
+
+
+class FakeServer:
+    """The server, for an administration: notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.stops: list[bool] = []
+        self.reopened = 0
+        self.configs: list[Config] = []
+
+    def stop_later(self, graceful: bool) -> None:
+        self.stops.append(graceful)
+
+    def open_log_anew(self) -> None:
+        self.reopened += 1
+
+    def configured(self, config: Config) -> None:
+        self.configs.append(config)
+
+
+class FakeSystemd:
+    """A service manager that notes what it is told."""
+
+    watchdog_interval: float | None = None
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def ready(self, status: str = "") -> None:
+        self.told.append("ready")
+
+    def reloading(self) -> None:
+        self.told.append("reloading")
+
+    def stopping(self) -> None:
+        self.told.append("stopping")
+
+    def watchdog(self) -> None:
+        self.told.append("watchdog")
+
+    def main_pid(self, pid: int) -> None:
+        self.told.append(pid)
+
+    def environment(self) -> dict[str, str]:
+        return {"NOTIFY_SOCKET": "/run/notify"}
+
+    def sockets(self) -> list[tuple[str, socket.socket]]:
+        return []
+
+
+class FakeSuccession:
+    """An upgrade that ends when the test says so."""
+
+    def __init__(self) -> None:
+        self.done: Deferred[Any] = Deferred()
+        self.begun = 0
+
+    async def upgrade(self, fleet: Fleet, progress: Any) -> Any:
+        self.begun += 1
+        progress("starting a new master")
+        return await self.done
+
+
+class AdministrationCase(FleetCase):
+    """An administration of a fleet with fake workers."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.path = os.path.join(self.folder, "a.conf")
+        self.log_path = os.path.join(self.folder, "error.log")
+        self.server = FakeServer()
+        self.systemd = FakeSystemd()
+        self.succession = FakeSuccession()
+
+    def administered(self, workers: int = 2, more: str = "") -> Administration:
+        """The administration of a fleet whose workers serve."""
+        self.serving(workers, more)
+        self.write(workers, more)
+        self.observer = LineObserver(self.log_path, 6, False)
+        self.observer.open()
+        self.addCleanup(self.observer.close)
+        self.administration = Administration(
+            self.reactor,
+            self.fleet,
+            self.observer,
+            self.path,
+            self.succession,
+            self.server,
+            self.systemd,
+        )
+        return self.administration
+
+    def write(self, workers: int = 2, more: str = "") -> None:
+        """Write the file of the configuration."""
+        with open(self.path, "w") as file:
+            file.write(self.text(workers, more))
+
+    def did(self, operation: Deferred[Any]) -> Any:
+        """The result of an operation whose new workers are ready."""
+        self._begun.append(operation)
+        self.let_start()
+        self.turn(2)
+        return self.successResultOf(operation)
+
+    def refusal(self, operation: Deferred[Any]) -> str:
+        """Why an operation fails."""
+        self.turn()
+        return str(self.failureResultOf(operation, OperationFailed).value)
+
+    def let_start(self) -> None:
+        """All that still start are ready."""
+        for each, process in self.by_process():
+            if process.state is WorkerState.STARTING:
+                each.ready()
+
+    def by_process(self) -> list[tuple[FakeWorkerProcess, WorkerOfMaster]]:
+        """The worker processes that live, with what the master knows of them."""
+        known = {process.pid: process for process in self.fleet.workers}
+        lives = [each for each in self.workers() if each.process.pid in known]
+        return [(each, known[each.process.pid]) for each in lives]

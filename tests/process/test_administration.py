@@ -1,0 +1,422 @@
+"""Administration: operators ask, and one thing after the other is done, told and logged."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ccserver.core.balance import Move
+from ccserver.errors import OperationFailed, StartError
+from ccserver.process.selection import ConnectionFilter
+from ccserver.process.worker import EXIT_APP
+from tests.process.workers import AdministrationCase
+
+
+def nobody(text: str) -> None:
+    """The progress of what nobody waits for."""
+
+
+class TurnTests(AdministrationCase):
+    """Operations wait for each other."""
+
+    def test_one_begins_when_the_one_before_is_over(self):
+        administration = self.administered()
+        reload = administration.reload(nobody)
+        scaling = administration.set_workers(3, nobody)
+        self.assertEqual(administration.doing, "reload")
+        self.turn(1)
+        self.assertEqual(len(self.workers()), 4)
+        self.did(reload)
+        self.assertEqual(administration.doing, "scaling")
+        self.assertEqual(self.did(scaling)["workers"], 3)
+        self.assertFalse(administration.busy)
+
+    def test_one_that_fails_lets_the_next_begin(self):
+        administration = self.administered()
+        reload = administration.reload(nobody)
+        scaling = administration.set_workers(3, nobody)
+        self.workers()[-1].failed(EXIT_APP, "no")
+        self.refusal(reload)
+        self.assertEqual(self.did(scaling)["workers"], 3)
+
+    def test_reloads_that_are_asked_for_while_one_waits_are_one(self):
+        administration = self.administered()
+        first = administration.reload(nobody)
+        heard: list[list[str]] = [[], [], []]
+        others = [administration.reload(each.append) for each in heard]
+        self.did(first)
+        self.assertEqual(self.fleet.generation, 2)
+        results = [self.did(each) for each in others]
+        self.assertEqual([each["generation"] for each in results], [3, 3, 3])
+        self.assertEqual(len(self.workers()), 6)
+        self.assertIn("starting 2 workers", heard[0])
+        self.assertEqual(heard[0], heard[1])
+        self.assertEqual(heard[0], heard[2])
+
+    def test_a_reload_that_runs_already_is_not_shared_for_the_file_may_have_changed(self):
+        administration = self.administered()
+        first = administration.reload(nobody)
+        self.write(3)
+        second = administration.reload(nobody)
+        self.assertEqual(self.did(first)["workers"], 2)
+        self.assertEqual(self.did(second)["workers"], 3)
+
+    def test_all_who_share_one_are_told_why_it_failed(self):
+        administration = self.administered()
+        first = administration.reload(nobody)
+        others = [administration.reload(nobody) for _ in range(2)]
+        self.write(0)
+        self.did(first)
+        for each in others:
+            self.assertIn("WorkerProcesses", self.refusal(each))
+        self.assertEqual(self.said().count("reload failed"), 1)
+
+    def test_what_waits_when_the_server_stops_is_not_begun(self):
+        administration = self.administered()
+        upgrade = administration.upgrade(nobody)
+        waiting = [
+            administration.reload(nobody),
+            administration.set_workers(3, nobody),
+            administration.rebalance(nobody),
+        ]
+        administration.begin_stop()
+        self.succession.done.errback(OperationFailed("no"))
+        self.refusal(upgrade)
+        for each in waiting:
+            self.assertEqual(self.refusal(each), "the server is stopping")
+        self.assertEqual(self.refusal(administration.reload(nobody)), "the server is stopping")
+        self.assertEqual(len(self.workers()), 2)
+
+    def test_a_bug_is_logged_with_its_traceback_and_ends_only_that(self):
+        administration = self.administered()
+        reload = administration.upgrade(nobody)
+        self.succession.done.errback(ZeroDivisionError("a bug"))
+        self.failureResultOf(reload, ZeroDivisionError)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(self.did(administration.reload(nobody))["generation"], 2)
+
+    def test_what_is_done_is_logged_with_its_result(self):
+        administration = self.administered()
+        self.workers()[0].end.connections = 7
+        self.did(administration.reload(nobody))
+        self.assertIn("reload done: generation 2, workers 2, handed_over 7", self.said())
+
+
+class ScalingTests(AdministrationCase):
+    def test_more_workers_serve_and_get_their_share_of_the_connections(self):
+        administration = self.administered()
+        for each in self.workers():
+            each.beat(connections=30)
+        result = self.did(administration.set_workers(3, nobody))
+        self.assertEqual((result["workers"], result["handed_over"]), (3, 20))
+        self.assertEqual(self.workers()[2].told[0], "serve")
+        self.assertEqual(len(self.fleet.serving), 3)
+
+    def test_fewer_workers_take_all_the_connections(self):
+        administration = self.administered(3)
+        self.workers()[2].end.connections = 9
+        result = self.did(administration.set_workers(2, nobody))
+        self.assertEqual((result["workers"], result["handed_over"]), (2, 9))
+        self.assertEqual(self.fleet.config.process.workers, 2)
+
+    def test_a_worker_that_cannot_start_changes_nothing(self):
+        administration = self.administered()
+        before, descriptors = self.fleet.config, self.descriptors()
+        scaling = administration.set_workers(4, nobody)
+        self.workers()[-1].failed(EXIT_APP, "no")
+        self.assertEqual(self.refusal(scaling), "no")
+        self.assertEqual((len(self.fleet.places), self.fleet.config), (2, before))
+        self.assertEqual((len(self.fleet.workers), self.descriptors()), (2, descriptors))
+
+    def test_there_is_at_least_one(self):
+        administration = self.administered()
+        self.assertEqual(
+            self.refusal(administration.set_workers(0, nobody)), "there is at least one worker"
+        )
+
+    def test_by_signal_one_more_or_less_but_one_at_least(self):
+        administration = self.administered()
+        self.assertEqual(self.did(administration.change_workers(1, nobody))["workers"], 3)
+        for expected in (2, 1, 1):
+            result = self.did(administration.change_workers(-1, nobody))
+            self.assertEqual((result["workers"], len(self.fleet.serving)), (expected, expected))
+
+    def test_changes_by_signal_count_from_what_is_there_in_their_turn(self):
+        administration = self.administered()
+        both = [administration.change_workers(1, nobody) for _ in range(2)]
+        self.assertEqual([self.did(each)["workers"] for each in both], [3, 4])
+
+    def test_a_level_that_was_set_by_hand_holds_for_the_new_ones(self):
+        administration = self.administered()
+        administration.set_log_level(8)
+        self.did(administration.set_workers(3, nobody))
+        self.assertEqual(self.workers()[2].order.log_level, 8)
+
+    def test_a_port_that_cannot_be_opened_once_more_is_told_as_a_line(self):
+        administration = self.administered()
+
+        def fail(*args: Any) -> Any:
+            raise StartError("cannot listen")
+
+        self.patch(self.fleet.listening, "follow", fail)
+        self.assertEqual(self.refusal(administration.set_workers(3, nobody)), "cannot listen")
+
+
+class WorkerStopTests(AdministrationCase):
+    """WINCH: all workers leave, the ports stay."""
+
+    def test_all_leave_and_a_reload_brings_others(self):
+        administration = self.administered()
+        self.assertEqual(self.did(administration.stop_workers())["workers"], 0)
+        for each in self.workers():
+            self.assertEqual(each.told, ["serve", "stop accepting", ("stop", True, 9.0)])
+            each.die(0)
+        self.turn(5)
+        self.assertEqual(len(self.workers()), 2)
+        self.assertEqual(len(self.fleet.listening.of_slot(1)), 1)
+        self.assertEqual(self.did(administration.reload(nobody))["workers"], 2)
+        self.assertEqual([each.told for each in self.workers(since=2)], [["serve"]] * 2)
+
+    def test_one_more_by_signal_brings_one(self):
+        administration = self.administered()
+        self.did(administration.stop_workers())
+        self.assertEqual(self.did(administration.change_workers(1, nobody))["workers"], 1)
+
+    def test_the_status_shows_them_until_they_have_gone(self):
+        administration = self.administered()
+        self.did(administration.stop_workers())
+        rows = self.successResultOf(administration.status())["workers"]
+        self.assertEqual([row["state"] for row in rows], ["stopping"] * 2)
+        for each in self.workers():
+            each.die(0)
+        self.assertEqual(self.successResultOf(administration.status())["workers"], [])
+
+
+class MovingTests(AdministrationCase):
+    def test_recycling_puts_a_new_worker_into_one_slot(self):
+        administration = self.administered()
+        first, second = self.workers()
+        second.end.connections = 5
+        result = self.did(administration.recycle(1, "max_age"))
+        self.assertEqual(result["slot"], 1)
+        self.assertEqual((first.told, second.told[-1]), (["serve"], ("stop", True, 9.0)))
+        self.assertEqual(self.workers()[2].told, ["serve", "take"])
+        self.assertIn("recycling of worker 1 (max_age) done", self.said())
+        self.assertEqual(self.fleet.generation, 1)
+
+    def test_a_recycling_that_fails_keeps_the_old_one(self):
+        administration = self.administered()
+        recycling = administration.recycle(1, "max_age")
+        self.workers()[2].failed(EXIT_APP, "no")
+        self.assertEqual(self.refusal(recycling), "no")
+        self.assertEqual(self.workers()[1].told, ["serve"])
+
+    def test_rebalancing_evens_out(self):
+        administration = self.administered(3)
+        for each, count in zip(self.workers(), (50, 10, 0), strict=True):
+            each.beat(connections=count)
+        result = self.did(administration.rebalance(nobody))
+        self.assertEqual((result["handed_over"], result["left"]), (30, {}))
+        self.assertEqual(self.workers()[0].end.connections, 20)
+
+    def test_nothing_to_even_out_is_no_failure(self):
+        result = self.did(self.administered().rebalance(nobody))
+        self.assertEqual((result["handed_over"], result["left"]), (0, {}))
+
+    def test_moves_are_made_as_they_are_asked_for(self):
+        administration = self.administered()
+        self.workers()[0].end.connections = 10
+        self.did(administration.shift([Move(0, 1, 3)]))
+        self.assertEqual(self.workers()[0].told[1:], [("give", 3)])
+
+
+class UpgradeTests(AdministrationCase):
+    def test_when_the_new_master_has_taken_over_this_one_stops(self):
+        administration = self.administered()
+        upgrade = administration.upgrade(nobody)
+        self.assertEqual((self.server.stops, administration.doing), ([], "upgrade"))
+        self.succession.done.callback({"pid": 7})
+        self.assertEqual(self.did(upgrade)["pid"], 7)
+        self.assertEqual(self.server.stops, [True])
+
+    def test_when_it_fails_it_serves_on(self):
+        administration = self.administered()
+        upgrade = administration.upgrade(nobody)
+        self.succession.done.errback(OperationFailed("the new master has no ports"))
+        self.assertEqual(self.refusal(upgrade), "the new master has no ports")
+        self.assertEqual(self.server.stops, [])
+        self.assertIn("upgrade failed: the new master has no ports", self.said())
+
+
+class StatusTests(AdministrationCase):
+    """The shape that docs/operating.md promises."""
+
+    def status(self) -> Any:
+        return self.successResultOf(self.administration.status())
+
+    def test_it_says_all_that_is_promised_as_plain_values(self):
+        self.administered()
+        self.turn(3)
+        status = json.loads(json.dumps(self.status()))
+        self.assertEqual(
+            {key: status[key] for key in ("config", "state", "doing", "generation", "uptime")},
+            {"config": "a.conf", "state": "serving", "doing": "", "generation": 1, "uptime": 3.0},
+        )
+        self.assertEqual(status["listening"], [f"127.0.0.1:{self.ports[0]}"])
+        self.assertEqual(status["last_reload"], {"result": None, "reason": "", "ago": None})
+        self.assertEqual((status["handed_over"], status["left"]), (0, {}))
+        self.assertEqual((status["refused"], status["closed"]), ({}, {}))
+        self.assertIsInstance(status["compiled"], bool)
+        self.assertIsInstance(status["version"], str)
+        self.assertEqual(len(status["workers"]), 2)
+
+    def test_a_worker_s_row(self):
+        self.administered()
+        self.turn(2)
+        figures = {"packets": 100, "lane_packets": 3, "pool_queue": 4, "pool_threads": 20}
+        self.workers()[1].beat(connections=5, memory=1 << 20, secret="no", **figures)
+        self.assertEqual(
+            self.status()["workers"][1],
+            {
+                "slot": 1, "pid": 1001, "state": "ready", "generation": 1, "age": 2.0,
+                "connections": 5, "packets_per_second": 50.0, "restarts": 0,
+                "memory": 1 << 20, **figures,
+            },
+        )
+
+    def test_counts_are_sums_of_all_workers(self):
+        self.administered()
+        first, second = self.workers()
+        first.beat(refused={"full": 2}, closed={"idle": 1, "flood": 1})
+        second.beat(refused={"full": 3}, closed={"idle": 5})
+        status = self.status()
+        self.assertEqual(status["refused"], {"full": 5})
+        self.assertEqual(status["closed"], {"idle": 6, "flood": 1})
+
+    def test_restarts_are_counted(self):
+        self.administered()
+        self.workers()[0].die()
+        self.turn()
+        self.assertEqual([row["restarts"] for row in self.status()["workers"]], [1, 0])
+
+    def test_what_is_going_on(self):
+        administration = self.administered()
+        upgrade = administration.upgrade(nobody)
+        status = self.status()
+        self.assertEqual((status["state"], status["doing"]), ("upgrading", "starting a new master"))
+        self.succession.done.errback(OperationFailed("no"))
+        self.refusal(upgrade)
+        self.assertEqual((self.status()["state"], self.status()["doing"]), ("serving", ""))
+        for begin, state in (
+            (administration.reload, "reloading"),
+            (lambda progress: administration.set_workers(3, progress), "scaling"),
+        ):
+            begun = begin(nobody)
+            self.assertEqual(self.status()["state"], state)
+            self.did(begun)
+
+    def test_while_it_stops_how_many_connections_are_left(self):
+        administration = self.administered()
+        self.workers()[0].beat(connections=17)
+        administration.begin_stop()
+        status = self.status()
+        self.assertEqual((status["state"], status["doing"]), ("stopping", "17 connections left"))
+
+    def test_how_the_last_reload_went(self):
+        administration = self.administered()
+        self.did(administration.reload(nobody))
+        self.turn(4)
+        told = self.status()["last_reload"]
+        self.assertEqual((told["result"], told["reason"]), ("ok", ""))
+        self.assertGreaterEqual(told["ago"], 4)
+        self.write(0)
+        self.refusal(administration.reload(nobody))
+        self.assertEqual(
+            self.status()["last_reload"],
+            {"result": "failed", "reason": "WorkerProcesses = 0 needs a restart", "ago": 0.0},
+        )
+
+    def test_a_failure_without_a_text_is_a_failure_too(self):
+        administration = self.administered()
+
+        def fail(*args: Any) -> Any:
+            raise ZeroDivisionError
+
+        self.patch(self.fleet, "prepare", fail)
+        self.failureResultOf(administration.reload(nobody), ZeroDivisionError)
+        self.flushLoggedErrors(ZeroDivisionError)
+        told = self.status()["last_reload"]
+        self.assertEqual((told["result"], told["reason"]), ("failed", "ZeroDivisionError"))
+
+
+class ConnectionTests(AdministrationCase):
+    def rows(self, **filter: Any) -> Any:
+        asked = self.administration.connections(ConnectionFilter(**filter), "id", 3)
+        self.turn()
+        return self.successResultOf(asked)
+
+    def row(self, id: int, peer: str) -> dict[str, Any]:
+        return {"id": id, "peer": peer, "server": "10.0.0.1:5678"}
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.administered()
+        first, second = self.workers()
+        first.end.rows = [self.row(id, f"10.0.0.{id}:5000") for id in (1, 5, 7)]
+        second.end.rows = [self.row(id, f"10.0.0.{id}:5000") for id in (2, 3)]
+
+    def test_those_of_all_workers_are_one_list(self):
+        told = self.rows()
+        self.assertEqual([row["id"] for row in told["connections"]], [1, 2, 3])
+        self.assertEqual(told["total"], 5)
+        self.assertEqual(
+            [(row["worker"], row["pid"]) for row in told["connections"]],
+            [(0, 1000), (1, 1001), (1, 1001)],
+        )
+
+    def test_they_are_filtered(self):
+        self.assertEqual([row["id"] for row in self.rows(peer="10.0.0.5")["connections"]], [5])
+        self.assertEqual([row["id"] for row in self.rows(worker=1)["connections"]], [2, 3])
+
+    def test_a_worker_that_is_gone_or_does_not_answer_is_left_out(self):
+        first, second = self.workers()
+        first.end.holding.add("list")
+        asked = self.administration.connections(ConnectionFilter(), "id", 10)
+        self.turn(60)
+        self.assertEqual(self.successResultOf(asked)["total"], 2)
+        second.unlink()
+        first.end.holding.clear()
+        self.assertEqual(self.rows()["total"], 3)
+
+    def test_a_kick_finds_the_worker_that_has_it(self):
+        for id, found in ((3, True), (9, False)):
+            asked = self.administration.kick(id)
+            self.turn()
+            self.assertIs(self.successResultOf(asked), found)
+
+
+class RestTests(AdministrationCase):
+    def test_the_level_of_the_log_holds_everywhere_and_for_those_who_come(self):
+        self.successResultOf(self.administered().set_log_level(8))
+        self.turn()
+        self.assertEqual([each.told[-1] for each in self.workers()], [("log level", 8)] * 2)
+        self.assertEqual((self.observer.level, self.fleet.log_level), (8, 8))
+        self.assertIn("log level is debug now", self.said())
+        self.workers()[0].die()
+        self.turn()
+        self.assertEqual(self.workers()[2].order.log_level, 8)
+
+    def test_stop_and_reopen_are_the_server_s(self):
+        administration = self.administered()
+        for graceful in (True, False):
+            self.successResultOf(administration.stop(graceful))
+        administration.reopen()
+        self.assertEqual((self.server.stops, self.server.reopened), ([True, False], 1))
+
+    def test_they_do_not_wait_for_their_turn(self):
+        administration = self.administered()
+        upgrade = administration.upgrade(nobody)
+        self.successResultOf(administration.stop(True))
+        self.successResultOf(administration.set_log_level(3))
+        self.successResultOf(administration.status())
+        self.assertNoResult(upgrade)
