@@ -3,12 +3,19 @@
 from ccserver import App, Session
 
 app = App()
+MUCH = bytes(16 << 10)
 
 
 @app.message(1)
 async def echo(session: Session, request: bytes) -> bytes:
     """Echo on the reactor."""
     return request
+
+
+@app.message(3)
+async def much(session: Session, request: bytes) -> bytes:
+    """16 KiB for whatever comes."""
+    return MUCH
 
 
 @app.message(2)

@@ -74,9 +74,13 @@ def _peer(name: str, *options: str) -> Callable[[int, Path], list[str]]:
 def _ccserver(port: int, folder: Path) -> list[str]:
     configuration = folder / "ccserver.conf"
     configuration.write_text(_CONFIGURATION.format(host=HOST, port=port, root=ROOT))
-    twistd = Path(sysconfig.get_path("scripts")) / "twistd"
-    start = [str(twistd), "-n", "--pidfile=", "ccserver"]
-    return [sys.executable, *start, "--config", str(configuration)]
+    return [*twistd(), "ccserver", "--config", str(configuration)]
+
+
+def twistd() -> list[str]:
+    """The beginning of a command that runs a plugin of twistd in the foreground."""
+    script = Path(sysconfig.get_path("scripts")) / "twistd"
+    return [sys.executable, str(script), "-n", "--pidfile="]
 
 
 SERVERS = (
@@ -130,6 +134,16 @@ class RunningServer:
         traceback: TracebackType | None,
     ) -> None:
         self._end()
+
+    @property
+    def leader(self) -> int:
+        """The process that was started: the master."""
+        return self._process.pid
+
+    @property
+    def folder(self) -> Path:
+        """Where it runs."""
+        return Path(self._folder.name)
 
     def processes(self) -> frozenset[int]:
         """Master, workers and whatever else it started."""

@@ -126,16 +126,16 @@ static PyObject *header(PyObject *module, PyObject *const *args, Py_ssize_t coun
         PyErr_SetString(PyExc_TypeError, "header(code: int, body: bytes)");
         return NULL;
     }
-    long code = PyLong_AsLong(args[0]);
-    if (code < 0 || code > 0xFFFF) {
-        if (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_OverflowError))
-            PyErr_Format(PyExc_ValueError, "%S is no message code", args[0]);
-        return NULL;
-    }
     Py_ssize_t length = HEADER + PyBytes_GET_SIZE(args[1]);
     if (length > LONGEST) {
         PyErr_Format(packet_too_long, "a body of %zd bytes does not fit into a packet of %d",
                      length - HEADER, LONGEST);
+        return NULL;
+    }
+    long code = PyLong_AsLong(args[0]);
+    if (code < 0 || code > 0xFFFF) {
+        if (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_OverflowError))
+            PyErr_Format(PyExc_ValueError, "%S is no message code", args[0]);
         return NULL;
     }
     uint32_t crc;

@@ -100,10 +100,23 @@ class BadBody(ProtocolError):
     reason = "bad_body"
 
 
+class BadProxyHeader(ProtocolError):
+    """What comes first is not the header of a proxy, or not one that can be believed."""
+
+    reason = "proxy"
+    fatal = True
+
+
 class PacketTooLong(CcserverError):
     """A body to be sent does not fit into a packet: the sender's fault, not the peer's."""
 
     reason = "packet_too_long"
+
+
+class SessionClosed(CcserverError):
+    """The connection has ended before what was to be sent on it could be."""
+
+    reason = "session_closed"
 
 
 class RequestFailed(CcserverError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ class _Fields:
         self,
         size: int,
         errors: Literal["strict", "surrogateescape"] = "strict",
-        secret: bool = False,
+        secret: builtins.bool = False,
     ) -> Any:
         """UTF-8 text in C{size} bytes, ended by a NUL: at most C{size - 1} bytes of text.
 
@@ -142,7 +143,7 @@ class _Fields:
 
         return Field(f"chars({size})", f"{size}s", size, "", str, load, dump, secret=secret)
 
-    def raw(self, size: int, secret: bool = False) -> Any:
+    def raw(self, size: int, secret: builtins.bool = False) -> Any:
         """Exactly C{size} bytes; a shorter value is filled with NULs, a longer one refused.
 
         @param secret: it is shown in no C{repr} and quoted in no error.

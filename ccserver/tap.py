@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, ClassVar
@@ -95,6 +96,8 @@ def makeService(options: Options) -> IService:
     """The service for C{twistd}: a master with its workers, or a single process."""
     from twisted.internet import reactor
 
+    clocked: Any = reactor
+    clocked.seconds = time.monotonic  # a change of the system's time moves no timer of ours
     config = options.settings
     observer = LineObserver(config.log.file, config.log.level, options.foreground)
     sys.excepthook = _say_plainly

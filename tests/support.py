@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import shutil
@@ -27,9 +28,12 @@ from twisted.logger import LogEvent, eventAsText, globalLogPublisher
 from twisted.python.failure import Failure
 
 from ccserver.app import App
+from ccserver.core.addresses import Origins
 from ccserver.core.counts import Counts
 from ccserver.core.framing import FrameDecoder, Packet, encode
 from ccserver.core.limits import SessionLimits
+from ccserver.core.outbox import SendLimits
+from ccserver.net.closing import CloseTimeouts
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import Dispatch
 from ccserver.net.pool import Pool
@@ -254,31 +258,47 @@ class FakeWorker:
         connections: int = 100,
         process_number: int = 0,
         log_ends: bool = False,
+        send_limits: SendLimits | None = None,
+        timeouts: CloseTimeouts | None = None,
+        origins: Origins | None = None,
     ) -> None:
         """@param threads: how many the pool has; C{def} handlers and hooks need one."""
         limits = limits or SessionLimits()
         self.reactor = FakeReactor()
         self.counts = Counts()
         self.connections = Connections(
-            connections, process_number, self.counts, self.reactor.seconds, limits.heartbeat
+            connections,
+            process_number,
+            self.counts,
+            self.reactor.seconds,
+            limits.heartbeat,
+            first_packet_timeout=limits.first_packet_timeout,
+            packet_timeout=limits.packet_timeout,
+            origins=origins,
         )
         self.pool = Pool(self.reactor, threads)
         self.pool.start(threads > 0)
         test.addCleanup(self.pool.stop)
-        self.dispatch = Dispatch(app, self.pool, lane_packets, self.counts)
+        self.dispatch = Dispatch(app, self.pool, lane_packets, self.counts, send_limits)
         self.factory = PacketFactory(
-            "10.0.0.1:5678", limits, self.connections, self.dispatch, self.reactor, log_ends
+            "10.0.0.1:5678",
+            limits,
+            self.connections,
+            self.dispatch,
+            self.reactor,
+            log_ends,
+            timeouts=timeouts,
         )
 
-    def connect(self, port: int = 5000) -> FakeConnection:
+    def connect(self, port: int = 5000, host: str = "127.0.0.1") -> FakeConnection:
         """A client's connection that the worker has accepted."""
-        connection = self.try_connect(port)
-        assert connection is not None, "the worker is full"
+        connection = self.try_connect(port, host)
+        assert connection is not None, "it was refused"
         return connection
 
-    def try_connect(self, port: int = 5000) -> FakeConnection | None:
+    def try_connect(self, port: int = 5000, host: str = "127.0.0.1") -> FakeConnection | None:
         """Like L{connect}; None if the worker closes it at once."""
-        protocol = self.factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", port))
+        protocol = self.factory.buildProtocol(IPv4Address("TCP", host, port))
         return None if protocol is None else FakeConnection(self, protocol)
 
     def wait(self, condition: Callable[[], object]) -> None:
@@ -385,6 +405,12 @@ def texts(events: list[LogEvent]) -> list[str]:
         eventAsText(e, includeTraceback=False, includeTimestamp=False, includeSystem=False)
         for e in events
     ]
+
+
+def open_descriptors() -> int:
+    """How many descriptors this process has, without what earlier tests have left as garbage."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
 
 
 def folder(test: TestCase) -> str:

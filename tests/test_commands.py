@@ -13,6 +13,7 @@ from ccserver.config import Config
 from ccserver.core.session import Session
 from ccserver.errors import ConnectionClosed
 from ccserver.message import Message, field
+from tests.authority import Authority
 
 app = App()
 
@@ -144,6 +145,22 @@ class CheckTests(Case):
 
     def test_a_missing_file_is_an_error(self):
         self.assertIn("nowhere.conf: ", self.complaint("check", "nowhere.conf"))
+
+    def test_a_certificate_that_cannot_be_used_is_an_error_in_one_line(self):
+        text = "Listen = 127.0.0.1:1 tls\nTlsCertificate = /nowhere/a.pem\n"
+        self.assertEqual(
+            self.complaint("check", self.write(text)),
+            "TlsCertificate /nowhere/a.pem: No such file or directory",
+        )
+        self.output("check", self.write(text.replace(" tls", "")))
+
+    def test_a_key_that_anybody_may_read_is_warned_of(self):
+        pem = self.write(b"".join(Authority().issue("localhost")).decode())
+        os.chmod(pem, 0o644)
+        text = f"Listen = 127.0.0.1:1 tls\nTlsCertificate = {pem}\n"
+        result = self.run_command("check", self.write(text))
+        self.assertEqual(result.exit_code, 0)
+        self.assertIn(f"warning: TlsCertificate {pem}: mode 0644: any user may", result.stderr)
 
     def test_warnings_are_told_apart_from_the_settings(self):
         config = Config.parse("", base=os.getcwd())

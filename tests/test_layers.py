@@ -21,13 +21,14 @@ MAY_IMPORT = {
     "native": "_native",
     "app": "config errors message",
     "loading": "app errors",
+    "certificates": "config errors",
     "core": "errors message native",
     "client": "app core errors message",
     "net": "app core errors message native",
-    "process": "app config core errors loading native net",
+    "process": "app certificates config core errors loading native net",
     "tap": "config errors process",
     "accounts": "config",
-    "commands": "app client config errors loading message native",
+    "commands": "app certificates client config errors loading message native",
     "__main__": "commands",
 }
 """By layer, the other layers that it may import; the layer "" is C{ccserver} itself, the public
@@ -140,7 +141,8 @@ class LayerTests(SynchronousTestCase):
     def test_only_the_pool_the_workers_watch_and_the_accounts_know_of_threads(self):
         threaded = {name.split()[0] for name in importers(THREADS)}
         ours = {name for name in threaded if layer(name) != "accounts"}
-        self.assertEqual(ours, {"net.jobs", "net.pool", "process.worker"})
+        expected = {"net.jobs", "net.pool", "net.throttle", "process.logfile", "process.worker"}
+        self.assertEqual(ours, expected)
 
     def test_the_plugin_names_the_service_and_imports_nothing_of_ours(self):
         self.assertEqual(list(imported(PLUGIN)), ["twisted.application.service.ServiceMaker"])

@@ -25,6 +25,7 @@ class PublicNamesTests(SynchronousTestCase):
                 "PacketTooLong",
                 "ProtocolError",
                 "Session",
+                "SessionClosed",
                 "Worker",
                 "field",
             ],

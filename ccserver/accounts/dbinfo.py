@@ -64,6 +64,8 @@ def _of_url(info: str, folder: str) -> URL:
         url = make_url(info)
     except (ArgumentError, ValueError):
         raise ConfigError(f"DBInfo is not a URL; {ALLOWED}") from None
+    if "@" in (url.host or ""):  # a part of the password, which log lines would show
+        raise ConfigError("DBInfo is not a URL: a @ in the password is written as %40")
     if url.drivername in _POSTGRESQL:
         return url.set(drivername="postgresql+psycopg")
     if url.drivername not in _SQLITE:

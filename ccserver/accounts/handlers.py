@@ -6,6 +6,7 @@ from twisted.logger import Logger
 
 from ccserver import App, Config, ConfigError, Session, Worker
 from ccserver.accounts.dbinfo import database_url, names_no_database
+from ccserver.accounts.gate import Gate
 from ccserver.accounts.messages import Login, LoginReply, Register, RegisterReply, Result
 from ccserver.accounts.passwords import Passwords
 from ccserver.accounts.registrar import Registrar
@@ -42,12 +43,17 @@ def register(session: Session, request: Register) -> RegisterReply:
 def login(session: Session, request: Login) -> LoginReply:
     """Check name and password; C{session.state["user"]} is the name from then on.
 
-    A later failure on the same connection leaves an earlier success in force.
+    A later failure on the same connection leaves an earlier success in force. Who was wrong too
+    often is told to try later, whether it would be right this time or not.
     """
+    gate: Gate = app.state["gate"]
+    if not gate.admits(session, request.username):
+        return LoginReply(result=Result.UNAVAILABLE)
     try:
         known = _registrar().login(request.username, request.password)
     except Unavailable:
         return LoginReply(result=Result.UNAVAILABLE)
+    (gate.succeeded if known else gate.failed)(session, request.username)
     log.debug(
         "*{id} login {username!r}: {outcome}",
         id=session.id,
@@ -73,6 +79,7 @@ def open_accounts(worker: Worker) -> None:
         raise ConfigError(str(error), config.path, key="DBInfo") from None
     before = app.state.get("registrar")
     app.state["registrar"] = Registrar(store, Passwords(config.database))
+    app.state["gate"] = Gate(config.accounts)
     if before is not None:
         before.close()
 

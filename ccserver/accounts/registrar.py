@@ -9,6 +9,8 @@ from ccserver.accounts.messages import NAME_SIZE, PASSWORD_SIZE, Result
 from ccserver.accounts.passwords import Passwords
 from ccserver.accounts.store import Store, Unavailable
 
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")
+
 
 class Registrar:
     """Makes accounts and recognises their owners; from any thread.
@@ -32,10 +34,13 @@ class Registrar:
     def login(self, name: str, password: str) -> bool:
         """Whether C{password} is that of the account C{name}.
 
-        As much work for a name that has no account, and for one that can have none.
+        As much work for a name that has no account, and for what can be none or have none.
         """
-        stored = self._store.find(name if is_name(name) else "")
-        if not self._passwords.verify(stored, password) or stored is None:
+        is_possible = is_name(name) and is_password(password)
+        if not is_possible:
+            name = password = ""  # nothing long is hashed, nothing odd gets to the database
+        stored = self._store.find(name)
+        if not self._passwords.verify(stored, password) or stored is None or not is_possible:
             return False
         if self._passwords.is_outdated(stored):
             with suppress(Unavailable):
@@ -58,7 +63,12 @@ def is_password(text: str) -> bool:
 
 
 def _is_text(text: str, size: int) -> bool:
-    """Whether it has 1 to C{size - 1} bytes of UTF-8, none of them a control character's."""
-    if not text or any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+    """Whether it has 1 to C{size - 1} bytes of UTF-8, none of them a control character's.
+
+    What ends a line or a paragraph counts as one.
+    """
+    if not 0 < len(text) < size:
+        return False
+    if any(unicodedata.category(char) in _CONTROLS for char in text):
         return False
     return len(text.encode()) < size

@@ -126,17 +126,23 @@ class Store:
         }
         try:
             self._transact(self._database.writing, lambda connection: connection.execute(_ADD, row))
-        except IntegrityError:
+        except IntegrityError as error:
+            stored = self.find(name)
+            if stored is None:
+                raise self._refused(error) from error
             # ours, if the connection was lost between the commit and its confirmation
-            return self.find(name) == password_hash
+            return stored == password_hash
         return True
 
     def replace(self, name: str, old: str, new: str) -> None:
         """Store another hash of the same password, unless somebody else did."""
         values = {"name": name, "old": old, "new": new}
-        self._transact(
-            self._database.writing, lambda connection: connection.execute(_REPLACE, values)
-        )
+        try:
+            self._transact(
+                self._database.writing, lambda connection: connection.execute(_REPLACE, values)
+            )
+        except IntegrityError as error:
+            raise self._refused(error) from error
 
     def close(self) -> None:
         """Close the connections; a later request opens new ones."""
@@ -172,6 +178,11 @@ class Store:
                 self._outage.worked()
                 return result
 
+    def _refused(self, error: IntegrityError) -> Unavailable:
+        """A constraint that is not ours forbids it; the driver's own text may show the row."""
+        self._outage.failed(_told(error), is_away=False)
+        return Unavailable()
+
     def _make_schema(self) -> None:
         self._database.make()
         with self._database.writing.begin() as connection:
@@ -191,6 +202,7 @@ def _open(url: URL, connections: int) -> Database:
 
 
 def _told(error: Exception) -> str:
-    """What the driver says, on one line, without the statement and its values."""
+    """What the driver says, on one line, without the statement, its values and the row."""
     cause = error.orig if isinstance(error, DBAPIError) else error
-    return " ".join(str(cause).split())[:300]
+    primary = getattr(getattr(cause, "diag", None), "message_primary", None)
+    return " ".join((primary or str(cause)).split())[:300]

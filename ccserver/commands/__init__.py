@@ -12,6 +12,7 @@ from ccserver.commands.calling import call
 from ccserver.commands.checking import check
 from ccserver.commands.listing import connections, kick
 from ccserver.commands.operating import (
+    certificates,
     log,
     quit_server,
     rebalance,
@@ -59,7 +60,7 @@ def _show_versions(context: click.Context, option: click.Parameter, given: bool)
     cls=_Commands,
     commands=[
         *(call, check, start, status, connections, kick),
-        *(reload, reopen, stop, quit_server, upgrade, workers, rebalance, log),
+        *(reload, certificates, reopen, stop, quit_server, upgrade, workers, rebalance, log),
     ],
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -7,7 +7,9 @@ from itertools import groupby
 import click
 
 from ccserver import config
+from ccserver.certificates import Certificates
 from ccserver.config import Config
+from ccserver.errors import StartError
 
 
 @click.command()
@@ -16,7 +18,8 @@ def check(file: str) -> None:
     """Check the configuration FILE and print the settings in force.
 
     What is printed is a configuration again, but for a password in it: in each section what
-    differs from the defaults, then the defaults. Opens nothing but the file.
+    differs from the defaults, then the defaults. Opens nothing but the file, and the certificates
+    and keys of listeners with tls.
     """
     click.echo("\n\n".join(_sections(checked(file))))
 
@@ -28,7 +31,14 @@ def checked(file: str) -> Config:
         click.echo(str(error), err=True)
     if found is None:
         raise SystemExit(1)
-    for warning in found.warnings:
+    certificates = Certificates(found.tls)
+    if any(listener.tls for listener in found.listen.listeners):
+        try:
+            certificates.load()
+        except StartError as error:
+            click.echo(str(error), err=True)
+            raise SystemExit(1) from None
+    for warning in (*found.warnings, *certificates.warnings):
         click.echo(f"warning: {warning}", err=True)
     return found
 

@@ -78,6 +78,15 @@ def reopen(path: str) -> None:
         server.ask("reopen")
 
 
+@click.command()
+@controlling
+def certificates(path: str) -> None:
+    """Read the certificates anew, at once and without touching connections, and show them."""
+    with ControlClient(path) as server:
+        for line in server.ask("certificates")["certificates"]:
+            click.echo(printable(line))
+
+
 @click.command("quit")
 @waiting(True)
 @controlling

@@ -2,6 +2,7 @@
 
 from ccserver.config.configuration import Config, Described, check
 from ccserver.config.settings import (
+    AccountsSettings,
     AppSettings,
     ControlSettings,
     DatabaseSettings,
@@ -10,10 +11,12 @@ from ccserver.config.settings import (
     NetSettings,
     ProcessSettings,
     SecuritySettings,
+    TlsSettings,
 )
-from ccserver.config.values import Address
+from ccserver.config.values import Address, Listener, Network
 
 __all__ = [
+    "AccountsSettings",
     "Address",
     "AppSettings",
     "Config",
@@ -21,9 +24,12 @@ __all__ = [
     "DatabaseSettings",
     "Described",
     "ListenSettings",
+    "Listener",
     "LogSettings",
     "NetSettings",
+    "Network",
     "ProcessSettings",
     "SecuritySettings",
+    "TlsSettings",
     "check",
 ]

@@ -11,6 +11,7 @@ from ccserver.config.conffile import Entry, printable, read_text, shortened
 from ccserver.config.reading import Reading
 from ccserver.config.settings import (
     SECTIONS,
+    AccountsSettings,
     AppSettings,
     ControlSettings,
     DatabaseSettings,
@@ -20,6 +21,7 @@ from ccserver.config.settings import (
     ProcessSettings,
     SecuritySettings,
     Settings,
+    TlsSettings,
 )
 from ccserver.config.values import whole_number
 from ccserver.errors import ConfigError
@@ -59,6 +61,8 @@ class Config:
     security: SecuritySettings
     app: AppSettings
     database: DatabaseSettings
+    accounts: AccountsSettings
+    tls: TlsSettings
     control: ControlSettings
     warnings: tuple[str, ...] = ()
     _entries: Mapping[str, Entry] = field(default_factory=dict, repr=False, compare=False)
@@ -110,7 +114,7 @@ class Config:
     def _parts(self) -> tuple[Settings, ...]:
         return (
             *(self.listen, self.log, self.process, self.net),
-            *(self.security, self.app, self.database, self.control),
+            *(self.security, self.app, self.database, self.accounts, self.tls, self.control),
         )
 
 
@@ -129,17 +133,20 @@ def check(
 def _built(text: str, path: str, base: str | None) -> tuple[Config | None, list[ConfigError]]:
     folder = os.path.abspath(base or os.getcwd())
     reading = Reading(text, path, folder)
+    listen = reading.listen()
     config = Config(
         path=path,
         base=folder,
         text=text,
-        listen=reading.listen(),
+        listen=listen,
         log=reading.part(LogSettings),
         process=reading.part(ProcessSettings),
         net=reading.part(NetSettings),
         security=reading.part(SecuritySettings),
         app=reading.part(AppSettings),
         database=reading.database(),
+        tls=reading.tls(listen),
+        accounts=reading.part(AccountsSettings),
         control=reading.part(ControlSettings),
         warnings=reading.warnings,
         _entries=reading.entries,

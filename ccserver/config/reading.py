@@ -19,10 +19,11 @@ from ccserver.config.settings import (
     ListenSettings,
     Setting,
     Settings,
+    TlsSettings,
     known_key,
     port_number,
 )
-from ccserver.config.values import Address, DatabaseInfo, FilePath, FolderPaths
+from ccserver.config.values import Address, DatabaseInfo, FilePath, FilePaths, FolderPaths, Listener
 from ccserver.errors import ConfigError
 
 T = TypeVar("T")
@@ -66,17 +67,47 @@ class Reading:
     def listen(self) -> ListenSettings:
         """The part whose addresses are united from several keys."""
         given = [*self._one_port(), *self._numbered_ports(), *self._listed()]
-        taken: list[tuple[Address, Entry]] = []
-        for address, entry in given:
+        taken: list[tuple[Listener, Entry]] = []
+        for listener, entry in given:
             for other, where in taken:
-                if address.collides(other):
-                    self._refuse_duplicate(address, entry, other, where)
+                if listener.address.collides(other.address):
+                    self._refuse_duplicate(listener.address, entry, other.address, where)
                     break
             else:
-                taken.append((address, entry))
-        addresses = tuple(address for address, _ in taken)
-        backlog: int = self._value(KNOWN["backlog"])
-        return ListenSettings(addresses or ListenSettings().addresses, backlog)
+                taken.append((listener, entry))
+        part = self.part(ListenSettings)
+        listeners = tuple(listener for listener, _ in taken) or ListenSettings().listeners
+        if any(each.proxy for each in listeners) and not part.proxy_from:
+            self._refuse(
+                self.entries["listen"],
+                "nobody may tell the addresses of clients",
+                "proxy, where ProxyFrom says who the proxies are",
+            )
+        return dataclasses.replace(part, listeners=listeners)
+
+    def tls(self, listen: ListenSettings) -> TlsSettings:
+        """The part that has to fit C{listen}, and itself."""
+        part = self.part(TlsSettings)
+        if any(each.tls for each in listen.listeners) and not part.certificates:
+            self._refuse(
+                self.entries["listen"],
+                "there is no certificate",
+                "tls, where TlsCertificate names one",
+            )
+        for key, files in (("tlskey", part.keys), ("tlschain", part.chains)):
+            if files and len(files) != len(part.certificates):
+                self._refuse(
+                    self.entries[key],
+                    f"{len(files)} of them for {len(part.certificates)} certificates",
+                    "as many as in TlsCertificate, or none",
+                )
+        if part.client_certificates != "off" and not part.client_ca:
+            self._refuse(
+                self.entries["tlsclientcertificates"],
+                "no certificate of a client could be believed",
+                "off, or TlsClientCa says whose are",
+            )
+        return part
 
     def database(self) -> DatabaseSettings:
         """The part whose hash settings bound each other."""
@@ -107,18 +138,18 @@ class Reading:
         except ValueError as error:
             self._refuse(entry, shortened(str(error), 200), kind.allowed, setting)
             return None
-        if isinstance(kind, FilePath | FolderPaths) and _has_comment(entry.value):
+        if isinstance(kind, FilePath | FilePaths | FolderPaths) and _has_comment(entry.value):
             self._warn(entry.line, f"{entry.key}: what looks like a comment is part of the value")
         if isinstance(kind, DatabaseInfo) and kind.is_bare(entry.value):
             self._warn(entry.line, f"{entry.key} names no database; allowed: {kind.allowed}")
         return value
 
-    def _one_port(self) -> Iterable[tuple[Address, Entry]]:
+    def _one_port(self) -> Iterable[tuple[Listener, Entry]]:
         entry = self.entries.get("listenport")
         if entry is not None:
             yield from self._port(entry)
 
-    def _numbered_ports(self) -> Iterable[tuple[Address, Entry]]:
+    def _numbered_ports(self) -> Iterable[tuple[Listener, Entry]]:
         found = {
             number: entry
             for entry in self.entries.values()
@@ -136,16 +167,16 @@ class Reading:
             allowed = "as many as there are of ListenPort0, ListenPort1, ..."
             self._refuse(counted, f"ListenPort{missing} is missing", allowed)
 
-    def _listed(self) -> Iterable[tuple[Address, Entry]]:
+    def _listed(self) -> Iterable[tuple[Listener, Entry]]:
         entry = self.entries.get("listen")
         if entry is not None:
-            for address in self._parsed(KNOWN["listen"], entry) or ():
-                yield address, entry
+            for listener in self._parsed(KNOWN["listen"], entry) or ():
+                yield listener, entry
 
-    def _port(self, entry: Entry) -> Iterable[tuple[Address, Entry]]:
+    def _port(self, entry: Entry) -> Iterable[tuple[Listener, Entry]]:
         port = self._parsed(LISTEN_PORT, entry)
         if port is not None:
-            yield Address("0.0.0.0", port), entry
+            yield Listener(Address("0.0.0.0", port)), entry
 
     def _look_at_keys(self) -> None:
         for entry in self._file.entries:
@@ -237,4 +268,4 @@ def _remedy(key: str, section: str | None) -> str:
     if section is None:
         return "; the keys of an application stand in a section of its own"
     keys = ", ".join(known.key for known in KNOWN.values() if known.section == section)
-    return f"; allowed: {keys}" if keys else f"; [{section}] has no keys yet"
+    return f"; allowed: {keys}"

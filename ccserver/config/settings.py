@@ -10,14 +10,20 @@ from typing import Any, Generic, TypeVar
 
 from ccserver.config.values import (
     Address,
-    Addresses,
     AppName,
     Choice,
     DatabaseInfo,
     FilePath,
+    FilePaths,
     FolderPaths,
     Kind,
+    Listener,
+    Listeners,
+    Network,
+    Networks,
     Seconds,
+    SendQueue,
+    SendQueues,
     Size,
     Switch,
     Text,
@@ -28,7 +34,18 @@ from ccserver.config.values import (
 
 T = TypeVar("T")
 
-SECTIONS = ("Socket", "Log", "Proc", "Net", "NetSecurity", "App", "Database", "TLS", "Control")
+SECTIONS = (
+    "Socket",
+    "Log",
+    "Proc",
+    "Net",
+    "NetSecurity",
+    "App",
+    "Database",
+    "Accounts",
+    "TLS",
+    "Control",
+)
 
 
 @dataclass(frozen=True)
@@ -82,12 +99,13 @@ class Settings:
 class ListenSettings(Settings):
     """Where connections come in. In this order: ListenPort, ListenPort0..., Listen."""
 
-    addresses: tuple[Address, ...] = setting(
+    listeners: tuple[Listener, ...] = setting(
         "Socket",
         "Listen",
-        Addresses(),
+        Listeners(),
         "0.0.0.0:5678",
-        "addresses to listen on, beside those of ListenPort and ListenPort0...",
+        "addresses to listen on, beside those of ListenPort and ListenPort0...; tls behind one: "
+        "encrypted; proxy: behind a proxy that tells the client's address",
     )
     backlog: int = setting(
         "Socket",
@@ -96,6 +114,25 @@ class ListenSettings(Settings):
         "4096",
         "connections of one port that wait to be accepted; the kernel's somaxconn bounds it too",
     )
+    proxy_from: tuple[Network, ...] = setting(
+        "Socket",
+        "ProxyFrom",
+        Networks(),
+        "",
+        "the proxies: who may connect to the addresses with proxy, and is believed",
+    )
+    proxy_timeout: float = setting(
+        "Socket",
+        "ProxyTimeout",
+        Seconds(1, 600),
+        "5",
+        "seconds that a proxy has to send its header",
+    )
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where to listen."""
+        return tuple(listener.address for listener in self.listeners)
 
 
 @dataclass(frozen=True)
@@ -229,7 +266,40 @@ class NetSettings(Settings):
         "worker_connections",
         Whole(1, 1_000_000),
         "2048",
-        "connections a worker holds; more are accepted and closed at once",
+        "connections a worker holds; more go to other workers, or, if all are full, are closed at "
+        "once",
+    )
+    on_few_descriptors: str = setting(
+        "Net",
+        "OnFewDescriptors",
+        Choice("refuse", "warn"),
+        "refuse",
+        "what a limit of file descriptors that is too low for worker_connections meets: refuse to "
+        "start, or warn, and let connections wait where there are none left",
+    )
+    pool_queue: int = setting(
+        "Net",
+        "PoolQueue",
+        Whole(1, 10_000_000),
+        "10000",
+        "jobs of a worker that wait for a thread; a connection that brings one more is not read "
+        "until its own is done",
+    )
+    overload_lag: float = setting(
+        "Net",
+        "OverloadLag",
+        Seconds(0, 60_000, unit="ms"),
+        "1000",
+        "milliseconds; a worker that does all so late, or has more jobs than PoolQueue, for 3 "
+        "seconds is overloaded; 0: only the jobs count",
+    )
+    overload_action: str = setting(
+        "Net",
+        "OverloadAction",
+        Choice("wait", "close"),
+        "wait",
+        "what new connections of a worker that is overloaded meet: they wait to be accepted, or "
+        "are closed at once",
     )
     max_packet_length: int = setting(
         "Net",
@@ -284,6 +354,115 @@ class NetSettings(Settings):
         "0",
         "only a ping is a sign of life, as in the family; else any complete packet is",
     )
+    first_packet_timeout: float = setting(
+        "Net",
+        "FirstPacketTimeout",
+        Seconds(0, 86400),
+        "0",
+        "seconds that a new connection's first packet may take before it is closed; 0: any time",
+    )
+    packet_timeout: float = setting(
+        "Net",
+        "PacketTimeout",
+        Seconds(0, 86400),
+        "120",
+        "seconds that a packet may take from its first byte to its last before its connection is "
+        "closed; 0: any time",
+    )
+    keepalive: int = setting(
+        "Net",
+        "KeepAlive",
+        WholeSeconds(0, 32767),
+        "300",
+        "seconds of silence before the kernel asks whether the client is still there; 0: never",
+    )
+    keepalive_interval: int = setting(
+        "Net",
+        "KeepAliveInterval",
+        WholeSeconds(1, 32767),
+        "75",
+        "seconds from one such question to the next",
+    )
+    keepalive_count: int = setting(
+        "Net",
+        "KeepAliveCount",
+        Whole(1, 127),
+        "9",
+        "questions without an answer that end the connection",
+    )
+    tcp_user_timeout: float = setting(
+        "Net",
+        "TcpUserTimeout",
+        Seconds(0, 86400),
+        "0",
+        "seconds that the client's kernel may leave what we sent unacknowledged before the "
+        "connection ends; 0: as long as the system says",
+    )
+    send_queue: SendQueue = setting(  # noqa: RUF009, it is immutable
+        "Net",
+        "SendQueueLimit",
+        SendQueues(),
+        "4MiB 1MiB 30",
+        "bytes that wait to be sent to a client: more than the first, or than the second for so "
+        "many seconds, and the connection is closed; 0: any",
+    )
+    send_queue_messages: int = setting(
+        "Net",
+        "SendQueueMessages",
+        Whole(0, 1_000_000),
+        "400",
+        "pushed packets that wait for a client; more, and the connection is closed; 0: any",
+    )
+    send_queue_total: int = setting(
+        "Net",
+        "SendQueueTotal",
+        Size(0, 1 << 40),
+        "64MiB",
+        "bytes that wait in a worker, for all clients; 0: any",
+    )
+    send_queue_total_messages: int = setting(
+        "Net",
+        "SendQueueTotalMessages",
+        Whole(0, 100_000_000),
+        "50000",
+        "pushed packets that wait in a worker, for all clients; 0: any",
+    )
+    send_timeout: float = setting(
+        "Net",
+        "SendTimeout",
+        Seconds(0, 86400),
+        "60",
+        "seconds that a client for which more waits than the kernel takes may read nothing before "
+        "its connection is closed; 0: any time",
+    )
+    flush_timeout: float = setting(
+        "Net",
+        "FlushTimeout",
+        Seconds(1, 3600),
+        "10",
+        "seconds that the client of a connection that is closed may read nothing of what is left",
+    )
+    linger_timeout: float = setting(
+        "Net",
+        "LingerTimeout",
+        Seconds(0, 60),
+        "2",
+        "seconds that the client has for its own end once it was sent ours",
+    )
+    send_buffer: int = setting(
+        "Net",
+        "SendBuffer",
+        Size(0, 64 << 20),
+        "0",
+        "bytes that the kernel holds of what is sent to a client; 0: as many as it likes",
+    )
+    receive_buffer: int = setting(
+        "Net",
+        "ReceiveBuffer",
+        Size(0, 64 << 20),
+        "0",
+        "bytes that the kernel holds of what a client has sent; 0: as many as it likes",
+    )
 
 
 @dataclass(frozen=True)
@@ -310,6 +489,84 @@ class SecuritySettings(Settings):
         Whole(1, 1_000_000),
         "10",
         "quick packets in a row that close the connection",
+    )
+    empty_reads: int = setting(
+        "NetSecurity",
+        "EmptyReads",
+        Whole(0, 1_000_000),
+        "10000",
+        "reads of less than 512 bytes that complete no packet, of one connection in a second, "
+        "before it is closed; 0: any number",
+    )
+    packet_rate: int = setting(
+        "NetSecurity",
+        "PacketRate",
+        Whole(0, 1_000_000),
+        "0",
+        "packets of one connection in a second; 0: any number",
+    )
+    packet_burst: int = setting(
+        "NetSecurity",
+        "PacketBurst",
+        Whole(0, 1_000_000),
+        "0",
+        "packets of one connection at once; 0: as many as in a second",
+    )
+    address_packet_rate: int = setting(
+        "NetSecurity",
+        "AddressPacketRate",
+        Whole(0, 10_000_000),
+        "0",
+        "packets of one client address in a second, in each worker; 0: any number",
+    )
+    address_packet_burst: int = setting(
+        "NetSecurity",
+        "AddressPacketBurst",
+        Whole(0, 10_000_000),
+        "0",
+        "packets of one client address at once; 0: as many as in a second",
+    )
+    packet_rate_action: str = setting(
+        "NetSecurity",
+        "PacketRateAction",
+        Choice("delay", "drop", "kick"),
+        "delay",
+        "what more packets meet: delay them, drop them, or close their connection",
+    )
+    connections_per_address: int = setting(
+        "NetSecurity",
+        "ConnectionsPerAddress",
+        Whole(0, 1_000_000),
+        "0",
+        "connections of one client address in each worker; 0: any number",
+    )
+    accept_rate: int = setting(
+        "NetSecurity",
+        "AcceptRate",
+        Whole(0, 1_000_000),
+        "0",
+        "connections that each worker accepts in a second, the others wait; 0: any number",
+    )
+    address_accept_rate: int = setting(
+        "NetSecurity",
+        "AddressAcceptRate",
+        Whole(0, 1_000_000),
+        "0",
+        "connections that one client address may make in a second, in each worker; 0: any number",
+    )
+    allow: tuple[Network, ...] = setting(
+        "NetSecurity",
+        "Allow",
+        Networks(),
+        "",
+        "who may connect: addresses and networks; empty: everybody",
+    )
+    deny: tuple[Network, ...] = setting(
+        "NetSecurity",
+        "Deny",
+        Networks(),
+        "",
+        "who may not, whatever Allow says",
     )
 
 
@@ -364,6 +621,111 @@ class DatabaseSettings(Settings):
 
 
 @dataclass(frozen=True)
+class AccountsSettings(Settings):
+    """How often a wrong password may be given before the next login has to wait."""
+
+    wrong_logins: int = setting(
+        "Accounts",
+        "WrongLogins",
+        Whole(0, 1_000_000),
+        "10",
+        "wrong logins at once for one name from one address, and on one connection; 0: no limit",
+    )
+    wrong_login_delay: float = setting(
+        "Accounts",
+        "WrongLoginDelay",
+        Seconds(0, 86400),
+        "30",
+        "seconds until one more is let through",
+    )
+    address_wrong_logins: int = setting(
+        "Accounts",
+        "AddressWrongLogins",
+        Whole(0, 1_000_000),
+        "500",
+        "wrong logins at once from one address, for whatever names; 0: no limit",
+    )
+    address_wrong_login_delay: float = setting(
+        "Accounts",
+        "AddressWrongLoginDelay",
+        Seconds(0, 86400),
+        "0.5",
+        "seconds until one more is let through",
+    )
+    name_wrong_logins: int = setting(
+        "Accounts",
+        "NameWrongLogins",
+        Whole(0, 1_000_000),
+        "100",
+        "wrong logins at once for one name, from whatever addresses; 0: no limit",
+    )
+    name_wrong_login_delay: float = setting(
+        "Accounts",
+        "NameWrongLoginDelay",
+        Seconds(0, 86400),
+        "10",
+        "seconds until one more is let through",
+    )
+    wrong_login_memory: int = setting(
+        "Accounts",
+        "WrongLoginMemory",
+        Whole(1, 10_000_000),
+        "65536",
+        "how many names, addresses and pairs of them a worker remembers, of each",
+    )
+
+
+@dataclass(frozen=True)
+class TlsSettings(Settings):
+    """How connections to the addresses with tls are encrypted."""
+
+    certificates: tuple[str, ...] = setting(
+        "TLS",
+        "TlsCertificate",
+        FilePaths(),
+        "",
+        "certificates, the first for clients that name no host; each may hold its chain and key",
+    )
+    keys: tuple[str, ...] = setting(
+        "TLS",
+        "TlsKey",
+        FilePaths(),
+        "",
+        "the keys of the certificates, in their order; empty: in the same files",
+    )
+    chains: tuple[str, ...] = setting(
+        "TLS",
+        "TlsChain",
+        FilePaths(),
+        "",
+        "the chains of the certificates, in their order; empty: in the same files, if any",
+    )
+    client_ca: tuple[str, ...] = setting(
+        "TLS", "TlsClientCa", FilePaths(), "", "whose certificates of clients are believed"
+    )
+    client_certificates: str = setting(
+        "TLS",
+        "TlsClientCertificates",
+        Choice("off", "optional", "required"),
+        "off",
+        "whether clients are asked for a certificate, and may do without",
+    )
+    min_version: str = setting(
+        "TLS", "TlsMinVersion", Choice("1.2", "1.3"), "1.2", "the oldest version of TLS accepted"
+    )
+    ciphers: str = setting(
+        "TLS", "TlsCiphers", Text(), "", "OpenSSL's list of ciphers for TLS 1.2; empty: its own"
+    )
+    handshake_timeout: float = setting(
+        "TLS",
+        "TlsHandshakeTimeout",
+        Seconds(1, 600),
+        "10",
+        "seconds that a client has for the handshake",
+    )
+
+
+@dataclass(frozen=True)
 class ControlSettings(Settings):
     """Where operators talk to the server."""
 
@@ -391,6 +753,8 @@ PARTS: tuple[type[Settings], ...] = (
     SecuritySettings,
     AppSettings,
     DatabaseSettings,
+    AccountsSettings,
+    TlsSettings,
     ControlSettings,
 )
 

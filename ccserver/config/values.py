@@ -41,6 +41,25 @@ class Address(NamedTuple):
 WILDCARDS = frozenset({"0.0.0.0", "::"})
 
 
+class Listener(NamedTuple):
+    """An address to listen on, and what its connections begin with.
+
+    @ivar tls: they are encrypted.
+    @ivar proxy: a proxy's header (PROXY protocol) stands before all else.
+    """
+
+    address: Address
+    tls: bool = False
+    proxy: bool = False
+
+    def __str__(self) -> str:
+        words = ("tls" if self.tls else "", "proxy" if self.proxy else "")
+        return " ".join([str(self.address), *filter(None, words)])
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
 def cpu_count() -> int:
     """The CPUs this process may run on."""
     if hasattr(os, "sched_getaffinity"):
@@ -193,6 +212,40 @@ class Size(Kind[int]):
         return str(value)
 
 
+class SendQueue(NamedTuple):
+    """Bytes that may wait for a client: C{hard}, and C{soft} for C{seconds}; 0: any."""
+
+    hard: int
+    soft: int
+    seconds: float
+
+
+class SendQueues(Kind[SendQueue]):
+    """Two sizes and a duration."""
+
+    allowed = (
+        "a size, a smaller one and seconds, such as 4MiB 1MiB 30s; "
+        "the sizes 0 (no limit) or 64KiB to 1GiB"
+    )
+
+    def parse(self, text: str, base: str) -> SendQueue:
+        words = text.split()
+        if len(words) != 3:
+            raise ValueError("not three values")
+        hard, soft = (Size(0, 1 << 30).parse(word, base) for word in words[:2])
+        seconds = Seconds(0, 86400).parse(words[2], base)
+        if any(0 < size < 65536 for size in (hard, soft)):
+            raise ValueError("a packet may be longer than that")
+        if hard and soft > hard:
+            raise ValueError("the second is more than the first")
+        return SendQueue(hard, soft, seconds)
+
+    def show(self, value: SendQueue) -> str:
+        size = Size(0, 1 << 30)
+        seconds = Seconds(0, 86400).show(value.seconds)
+        return f"{size.show(value.hard)} {size.show(value.soft)} {seconds}"
+
+
 class Switch(Kind[bool]):
     """On or off."""
 
@@ -289,19 +342,66 @@ class AppName(Kind[str]):
         return text
 
 
-class Addresses(Kind[tuple[Address, ...]]):
-    """Addresses to listen on."""
+class FilePaths(Kind[tuple[str, ...]]):
+    """Files, made absolute; there may be none."""
 
-    allowed = "addresses and ports like 127.0.0.1:5678, [::1]:5678, *:5678 or 5678"
+    allowed = "paths of files, separated by commas"
 
-    def parse(self, text: str, base: str) -> tuple[Address, ...]:
+    def parse(self, text: str, base: str) -> tuple[str, ...]:
+        return tuple(FilePath().parse(part.strip(), base) for part in text.split(",") if text)
+
+    def show(self, value: tuple[str, ...]) -> str:
+        return ", ".join(value)
+
+
+class Networks(Kind[tuple[Network, ...]]):
+    """Addresses and networks of clients; there may be none."""
+
+    allowed = "addresses and networks like 10.0.0.1, 10.0.0.0/8, ::1, fd00::/8, separated by commas"
+
+    def parse(self, text: str, base: str) -> tuple[Network, ...]:
+        return tuple(self._network(part.strip()) for part in text.split(",") if text)
+
+    def show(self, value: tuple[Network, ...]) -> str:
+        return ", ".join(map(str, value))
+
+    def _network(self, text: str) -> Network:
+        try:
+            if "%" in text or ("/" in text and not text.partition("/")[2].isdecimal()):
+                raise ValueError
+            return ipaddress.ip_network(text)
+        except ValueError:
+            why = "no network" if "/" not in text else "no network, or has bits behind its prefix"
+            raise ValueError(f'"{text}" is {why}') from None
+
+
+class Listeners(Kind[tuple[Listener, ...]]):
+    """Addresses to listen on, and words on how."""
+
+    allowed = (
+        "addresses and ports like 127.0.0.1:5678, [::1]:5678, *:5678 or 5678, "
+        "each with tls or proxy or both behind it where it is to be"
+    )
+
+    def parse(self, text: str, base: str) -> tuple[Listener, ...]:
         parts = text.split(",")
         if len(parts) > MAX_ADDRESSES:
             raise ValueError(f"more than {MAX_ADDRESSES} addresses")
-        return tuple(self._address(part.strip()) for part in parts)
+        return tuple(self._listener(part.strip()) for part in parts)
 
-    def show(self, value: tuple[Address, ...]) -> str:
+    def show(self, value: tuple[Listener, ...]) -> str:
         return ", ".join(map(str, value))
+
+    def _listener(self, text: str) -> Listener:
+        name, *words = text.split() or [""]
+        address = self._address(name)
+        for word in words:
+            if word.lower() not in ("tls", "proxy"):
+                raise ValueError(f'"{word}" behind {address} is neither tls nor proxy')
+        lower = [word.lower() for word in words]
+        if len(set(lower)) != len(lower):
+            raise ValueError(f"the same word twice behind {address}")
+        return Listener(address, "tls" in lower, "proxy" in lower)
 
     def _address(self, text: str) -> Address:
         host, colon, port = text.rpartition(":")

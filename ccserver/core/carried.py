@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
+from math import isfinite
 
 from ccserver.core import plain
 from ccserver.core.framing import Packet
@@ -30,6 +31,8 @@ class Carried:
     @ivar incomplete: what was received of a packet that is not complete.
     @ivar pending: packets that were received and not handled.
     @ivar state: the application's values, see L{plain}.
+    @ivar rate: the tokens for its packets, and when there were so many; None without a rate.
+    @ivar begun: the time at which C{incomplete} began, None where nobody looked.
     """
 
     id: int
@@ -45,6 +48,8 @@ class Carried:
     incomplete: bytes
     pending: list[Packet]
     state: bytes
+    rate: tuple[float, float] | None = None
+    begun: float | None = None
 
     def dump(self) -> bytes:
         """As bytes.
@@ -58,16 +63,17 @@ class Carried:
     def load(cls, data: bytes) -> Carried:
         """What L{dump} made C{data} of; fields that we do not know are left out.
 
+        Those that have a default may be missing: an older version did not know them.
+
         @raise ValueError: it was made by nobody.
         """
         values = plain.load(data)
         if not isinstance(values, dict):
             raise ValueError("no carried connection")
-        names = [field.name for field in fields(cls)]
-        missing = [name for name in names if name not in values]
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
         if missing:
             raise ValueError(f"no carried connection: {missing[0]} is missing")
-        carried = cls(**{name: values[name] for name in names})
+        carried = cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
         wrong = carried._wrong()
         if wrong:
             raise ValueError(f"no carried connection: {wrong[0]} is not one")
@@ -79,9 +85,11 @@ class Carried:
         right = {name: _is_count(getattr(self, name)) for name in counts}
         right["peer"] = isinstance(self.peer, str)
         right["server"] = isinstance(self.server, str)
-        right["started"] = isinstance(self.started, float)
-        right["heard"] = self.heard is None or isinstance(self.heard, float)
+        right["started"] = _is_time(self.started)
+        right["heard"] = self.heard is None or _is_time(self.heard)
         right["flood"] = self.flood is None or _is_flood(self.flood)
+        right["rate"] = self.rate is None or _is_bucket(self.rate)
+        right["begun"] = self.begun is None or _is_time(self.begun)
         right["incomplete"] = isinstance(self.incomplete, bytes)
         right["pending"] = isinstance(self.pending, list) and all(map(_is_packet, self.pending))
         right["state"] = isinstance(self.state, bytes)
@@ -92,10 +100,21 @@ def _is_count(value: object) -> bool:
     return value.__class__ is int and value >= 0
 
 
+def _is_time(value: object) -> bool:
+    return isinstance(value, float) and isfinite(value)
+
+
 def _is_flood(value: object) -> bool:
     match value:
-        case (float() | None, int()):
-            return True
+        case (last, int()):
+            return last is None or _is_time(last)
+    return False
+
+
+def _is_bucket(value: object) -> bool:
+    match value:
+        case (tokens, since):
+            return _is_time(tokens) and _is_time(since)
     return False
 
 

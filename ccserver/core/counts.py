@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ccserver.core.outbox import Waiting
+
 
 @dataclass(slots=True)
 class Counts:
@@ -17,6 +19,7 @@ class Counts:
     @ivar refused: packets refused, by reason.
     @ivar handler_errors: handlers that raised.
     @ivar late_replies: replies of handlers that had been given up.
+    @ivar waiting: what waits to be sent to clients that are behind, and was dropped instead.
     """
 
     accepted: int = 0
@@ -26,6 +29,7 @@ class Counts:
     refused: Counter[str] = field(default_factory=Counter)
     handler_errors: int = 0
     late_replies: int = 0
+    waiting: Waiting = field(default_factory=Waiting)
 
 
 class LineLimit:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Generic, TypeVar
+
+from ccserver.core.rates import Rate
 
 T = TypeVar("T")
 
@@ -44,6 +47,19 @@ class Heartbeat:
         return self.kick or now - heard > self.silence
 
 
+class RateAction(StrEnum):
+    """What meets the packets that are more than a rate lets through."""
+
+    DELAY = "delay"
+    DROP = "drop"
+    KICK = "kick"
+
+
+SMALL_READ = 512
+"""Bytes below which a read that completes no packet counts as an empty one. TCP sends at least 536
+at once of what is long: who sends long packets over whatever line has no such reads in a row."""
+
+
 @dataclass(frozen=True)
 class SessionLimits:
     """What one connection may do.
@@ -53,6 +69,13 @@ class SessionLimits:
     @ivar flood: the flood rule, None where it is off.
     @ivar heartbeat: the heartbeat rule, None where it is off.
     @ivar ping_only: only a ping is a sign of life, as in the family; else any packet.
+    @ivar rate: how many packets are let through, None: any number.
+    @ivar address_rate: the client's address has a rate as well.
+    @ivar rate_action: what meets the others.
+    @ivar empty_reads: how many reads of a few bytes may complete no packet, in a second; 0: any
+        number.
+    @ivar first_packet_timeout: seconds that the first packet may take, 0: any time.
+    @ivar packet_timeout: seconds that a packet may take from its first byte, 0: any time.
     """
 
     max_packet_length: int = 29000
@@ -60,11 +83,22 @@ class SessionLimits:
     flood: FloodLimit | None = None
     heartbeat: Heartbeat | None = None
     ping_only: bool = False
+    rate: Rate | None = None
+    address_rate: bool = False
+    rate_action: RateAction = RateAction.DELAY
+    empty_reads: int = 0
+    first_packet_timeout: float = 0.0
+    packet_timeout: float = 0.0
 
     @property
     def timed(self) -> bool:
         """Whether the time of a packet matters."""
-        return self.flood is not None or self.heartbeat is not None
+        return (
+            self.flood is not None
+            or self.heartbeat is not None
+            or self.rate is not None
+            or self.address_rate
+        )
 
 
 class FloodCount:
@@ -115,11 +149,14 @@ class HeartbeatWheel(Generic[T]):
         # with the second it was added in: its spoke's first turn is over right behind that
         self._spokes: list[dict[T, int]] = [{} for _ in range(heartbeat.interval)]
         self._turn = int(now)
+        self._second = 0  # the last one that somebody was added in: all of it share one number
 
     def add(self, connection: T, started: float) -> None:
         """Check C{connection} every interval seconds from C{started} on."""
         second = int(started)
-        self._spokes[second % len(self._spokes)][connection] = second
+        if second != self._second:
+            self._second = second
+        self._spokes[second % len(self._spokes)][connection] = self._second
 
     def remove(self, connection: T, started: float) -> None:
         """Check C{connection}, added with the same C{started}, no more."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Hashable
 from enum import StrEnum
 from typing import Any, Protocol
 
 from ccserver.core import plain
+from ccserver.core.addresses import Origin
 from ccserver.core.carried import Carried
 from ccserver.core.framing import FrameDecoder, Packet, Refusal, encode
-from ccserver.core.limits import PING, FloodCount, SessionLimits
+from ccserver.core.limits import PING, SMALL_READ, FloodCount, RateAction, SessionLimits
+from ccserver.core.outbox import Overflow
+from ccserver.core.rates import Rate, TokenBucket
+from ccserver.errors import SessionClosed
 from ccserver.message import Message
 
 STATE_LIMIT = 1 << 20
@@ -25,23 +30,42 @@ class CloseReason(StrEnum):
     BAD_LENGTH = "bad_length"
     BAD_CRC = "bad_crc"
     FLOOD = "flood"
+    RATE = "rate"
     IDLE = "idle"
+    FIRST_PACKET_TIMEOUT = "first_packet_timeout"
+    PACKET_TIMEOUT = "packet_timeout"
     CONNECTION_LIMIT = "connection_limit"
+    OVERLOAD = "overload"
+    ADDRESS_LIMIT = "address_limit"
+    ADDRESS_RATE = "address_rate"
+    DENIED = "denied"
+    TLS = "tls"
+    PROXY = "proxy"
     HANDLER = "handler"
     KICKED = "kicked"
+    SEND_QUEUE_FULL = "send_queue_full"
+    SEND_TIMEOUT = "send_timeout"
     DRAIN = "drain"
     HANDOVER = "handover"
     SHUTDOWN = "shutdown"
 
 
 class Outlet(Protocol):
-    """What a session sends and closes through; both may be called from any thread."""
+    """What a session sends and closes through; both from any thread."""
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frame: bytes, overflow: Overflow, key: Hashable) -> None:
         """Send the packet C{frame} behind all that was sent before; nothing once closed."""
 
     def close(self) -> None:
         """Send what was sent so far, then close; what waits to be handled is dropped."""
+
+    def room(self) -> Awaitable[None] | None:
+        """None if there is room for a packet; else what to wait for before one asks again.
+
+        In the reactor's thread alone.
+
+        @raise SessionClosed: there will be none any more, as what is waited for may raise, too.
+        """
 
 
 class Session:
@@ -60,19 +84,30 @@ class Session:
     @ivar started: the time it began, in seconds of the worker's monotonic clock.
     @ivar heard: the time of the last sign of life, by the same clock; kept where a heartbeat
         is asked for.
+    @ivar begun: the time at which the incomplete packet began, None where there is none or
+        nobody looks; for the network side.
+    @ivar excess: packets that are more than the rate lets through; empty if it let through more
+        than it should have; None if all is right. For the network side.
+    @ivar origin: what it has in common with the other connections of its client's address; for
+        the network side.
     @ivar decoder: its bytes go in here, its packets come out.
     """
 
     __slots__ = (
+        "_empty_reads",
         "_flood",
         "_limits",
         "_outlet",
+        "_rate",
         "_state",
+        "begun",
         "bytes_out",
         "close_reason",
         "decoder",
+        "excess",
         "heard",
         "id",
+        "origin",
         "packets_out",
         "peer",
         "server",
@@ -89,6 +124,11 @@ class Session:
         self.decoder = FrameDecoder(limits.max_packet_length, limits.close_on_bad_checksum)
         self._limits = limits
         self._flood = FloodCount(limits.flood) if limits.flood is not None else None
+        self._rate = TokenBucket(limits.rate, now) if limits.rate is not None else None
+        self._empty_reads: TokenBucket | None = None
+        self.begun: float | None = None
+        self.excess: list[Packet] | None = None
+        self.origin: Origin | None = None
         self._state: dict[str, Any] | None = None
         self._outlet: Outlet | None = None
 
@@ -107,6 +147,9 @@ class Session:
         session.heard = now if carried.heard is None else carried.heard
         if session._flood is not None and carried.flood is not None:
             session._flood.restore(carried.flood)
+        if session._rate is not None and carried.rate is not None:
+            session._rate.restore(carried.rate)
+        session.begun = carried.begun
         state = plain.load(carried.state)
         if not isinstance(state, dict):
             raise ValueError("the application's values have no names")
@@ -133,6 +176,8 @@ class Session:
             started=self.started,
             heard=self.heard if self._limits.timed else None,
             flood=self._flood.save() if self._flood is not None else None,
+            rate=self._rate.save() if self._rate is not None else None,
+            begun=self.begun,
             bytes_in=self.bytes_in,
             packets_in=self.packets_in,
             bytes_out=self.bytes_out,
@@ -158,17 +203,45 @@ class Session:
         """Bytes received."""
         return self.decoder.bytes
 
-    def send(self, code: int, body: bytes | Message = b"") -> None:
+    def send(
+        self,
+        code: int,
+        body: bytes | Message = b"",
+        overflow: Overflow | str = Overflow.CLOSE,
+        key: Hashable = None,
+    ) -> None:
         """Send a packet of its own accord; from any thread. Nothing happens once it is closed.
 
+        @param overflow: what is to happen where the client is behind and too much waits for it:
+            C{close} the connection, C{drop_new}, this packet, or C{drop_old}, as many as needed
+            of those that wait and may be dropped; C{latest} is as C{drop_old}, and what waits
+            under the same C{key} is replaced, where it stands.
+        @raise PacketTooLong: header and body exceed 65535 bytes.
+        @raise ValueError: a field of the message cannot hold its value, no such code or policy.
+        """
+        frame = _frame(code, body)
+        policy = overflow if overflow.__class__ is Overflow else Overflow(overflow)
+        outlet = self._outlet  # another thread may let go of it meanwhile
+        if outlet is not None:
+            outlet.send(frame, policy, key)
+
+    async def send_async(self, code: int, body: bytes | Message = b"") -> None:
+        """Send a packet when there is room for it; in the reactor's thread.
+
+        A client that is behind is waited for, so none is closed for what it is sent so.
+
+        @raise SessionClosed: the connection has ended before.
         @raise PacketTooLong: header and body exceed 65535 bytes.
         @raise ValueError: a field of the message cannot hold its value, or no such code.
         """
-        frame = encode(
-            code, body.encode() if isinstance(body, Message) else bytes(memoryview(body))
-        )
-        if self._outlet is not None:
-            self._outlet.send(frame)
+        frame = _frame(code, body)
+        while (outlet := self._outlet) is not None:
+            room = outlet.room()
+            if room is None:
+                outlet.send(frame, Overflow.CLOSE, None)
+                return
+            await room
+        raise SessionClosed("the connection has ended")
 
     def close(self) -> None:
         """Close when all that was sent is on its way; from any thread.
@@ -176,8 +249,9 @@ class Session:
         Packets that wait for their handler are dropped, and no more are read. The reply of a
         handler that is running is still sent.
         """
-        if self._outlet is not None:
-            self._outlet.close()
+        outlet = self._outlet
+        if outlet is not None:
+            outlet.close()
 
     def attach(self, outlet: Outlet | None) -> None:
         """From now on send and close through C{outlet}, or not at all; for the network side."""
@@ -186,8 +260,8 @@ class Session:
     def admit(self, packets: list[Packet], now: float) -> list[Packet]:
         """Those of C{packets}, as the decoder gave them at C{now}, that the limits let through.
 
-        Where the limits are exceeded, C{close_reason} is set. To be called once for each feed
-        of the decoder, before L{take_refused}, if there are limits.
+        Where the limits are exceeded, C{close_reason} is set, or the others are in C{excess}. To
+        be called once for each feed of the decoder, before L{take_refused}, if there are limits.
         """
         refused = self.decoder.refused
         complete = len(packets) + len(refused)
@@ -200,11 +274,48 @@ class Session:
             if admitted < complete:
                 self.stop(CloseReason.FLOOD)
                 return packets[: admitted - sum(r.position < admitted for r in refused)]
+        if self._rate is not None or (self.origin is not None and self.origin.packets is not None):
+            return self._pace(packets, len(refused), now)
         return packets
+
+    def release(self, now: float) -> list[Packet]:
+        """The first of the packets in C{excess}, as many as the rate lets through at C{now}."""
+        return self._pace(self.take_excess(), 0, now)
+
+    def take_excess(self) -> list[Packet]:
+        """All packets in C{excess}, which is None then."""
+        excess, self.excess = self.excess, None
+        return excess or []
+
+    def wait(self, now: float) -> float:
+        """Seconds from C{now} until the rate lets the next packet through, about."""
+        wait = self._rate.wait(now) if self._rate is not None else 0.0
+        origin = self.origin
+        if origin is not None and origin.packets is not None:
+            # they share the tokens, so each need not ask for every one
+            wait = max(wait, origin.packets.wait(now) * max(1, origin.waiting))
+        return wait
+
+    def repay(self, count: int) -> None:
+        """C{count} packets are let through beyond the rate: they count against later ones."""
+        for bucket in self._buckets():
+            bucket.take(count)
+
+    def came_little(self, size: int, now: float) -> None:
+        """A read of C{size} bytes has completed no packet; too often, C{close_reason} is set."""
+        most = self._limits.empty_reads
+        if not most or size >= SMALL_READ:
+            return
+        if self._empty_reads is None:
+            self._empty_reads = TokenBucket(Rate(most, most), now)
+        if self._empty_reads.available(now) < 1:
+            self.stop(CloseReason.FLOOD)
+        self._empty_reads.take(1)
 
     def take_refused(self) -> list[Refusal]:
         """What the decoder refused since the last call; a fatal one sets C{close_reason}."""
-        refused, self.decoder.refused = self.decoder.refused, []
+        refused = list(self.decoder.refused)
+        self.decoder.refused = ()
         for refusal in refused:
             if refusal.fatal:
                 self.stop(CloseReason(refusal.error.reason))
@@ -218,5 +329,37 @@ class Session:
     def stop(self, reason: CloseReason) -> None:
         """Decode no more, whatever still comes; the first reason counts."""
         self.decoder.stop()
+        self.excess = None
         if self.close_reason is None:
             self.close_reason = reason
+
+    def _buckets(self) -> list[TokenBucket]:
+        """The tokens that a packet takes."""
+        rate = self._rate
+        shared = self.origin.packets if self.origin is not None else None
+        if rate is None or shared is None:
+            only = rate or shared
+            return [only] if only is not None else []
+        return [rate, shared]
+
+    def _pace(self, packets: list[Packet], refused: int, now: float) -> list[Packet]:
+        """Those of C{packets} that the rate lets through; C{refused} others came with them."""
+        buckets = self._buckets()
+        simple = not refused and self.excess is None and len(buckets) == 1
+        if simple and buckets[0].spend(len(packets), now):  # as most are, so in one go
+            return packets
+        tokens = min([bucket.available(now) for bucket in buckets]) - refused
+        count = 0 if self.excess else max(0, min(len(packets), tokens))
+        for bucket in buckets:
+            bucket.take(count + refused)
+        if count == len(packets) and tokens >= count:
+            return packets
+        if self._limits.rate_action is RateAction.KICK:
+            self.stop(CloseReason.RATE)
+        else:
+            self.excess = (self.excess or []) + packets[count:]
+        return packets[:count]
+
+
+def _frame(code: int, body: bytes | Message) -> bytes:
+    return encode(code, body.encode() if isinstance(body, Message) else bytes(memoryview(body)))

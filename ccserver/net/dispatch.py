@@ -17,11 +17,14 @@ from twisted.logger import Logger
 from ccserver.app import App, Handler, is_coroutine_function
 from ccserver.core.counts import Counts
 from ccserver.core.framing import HEADER_LENGTH, Packet, header
+from ccserver.core.outbox import Outbox, SendLimits
 from ccserver.core.session import Session
-from ccserver.errors import ProtocolError
+from ccserver.errors import ProtocolError, SessionClosed
 from ccserver.net.lane import DONE, Lane, Runner
 from ccserver.net.pool import Pool
 from ccserver.net.reply import OUTPUT_MARK, reply_body
+from ccserver.net.sending import Sender
+from ccserver.net.throttle import Throttle
 
 
 class Consent:
@@ -37,16 +40,32 @@ class Consent:
 
 
 class Dispatch:
-    """What the lanes of a worker share: the handlers, the pool and the bounds."""
+    """What the lanes of a worker share: the handlers, the pool and the bounds.
+
+    @ivar behind: the lanes whose clients are behind.
+    """
 
     log = Logger()
 
-    def __init__(self, app: App, pool: Pool, lane_packets: int, counts: Counts) -> None:
-        """@param lane_packets: how many packets wait in a lane before its reading is paused."""
+    def __init__(
+        self,
+        app: App,
+        pool: Pool,
+        lane_packets: int,
+        counts: Counts,
+        send_limits: SendLimits | None = None,
+    ) -> None:
+        """
+        @param lane_packets: how many packets wait in a lane before its reading is paused.
+        @param send_limits: how much waits to be sent.
+        """
         self.handlers = dict(app.handlers)
         self.pool = pool
         self.lane_packets = lane_packets
         self.counts = counts
+        self.send_limits = send_limits or SendLimits()
+        self.behind: set[Sender] = set()
+        self.throttle = Throttle()
         self.idle_runners: list[Runner] = []
         # hooks are handlers under codes that no packet can have: they need no way of their own
         self.made = [self._hook(made, False) for made in app.connection_made]
@@ -54,9 +73,18 @@ class Dispatch:
         self.adopt = [self._hook(adopt, False) for adopt in app.connection_adopt]
         self.handover = [self._hook(_asking(hook), True) for hook in app.connection_handover]
 
-    @property
-    def needs_threads(self) -> bool:
-        return any(handler.in_thread for handler in self.handlers.values())
+    def fall_behind(self, lane: Sender) -> Outbox:
+        """What waits for the client of C{lane} from now on."""
+        self.behind.add(lane)
+        return Outbox(self.send_limits, self.counts.waiting)
+
+    def check(self, now: float) -> None:
+        """Close where too much has waited for too long; to be called about once a second."""
+        for lane in list(self.behind):
+            if lane.outbox is not None and lane.outbox.check(now):
+                lane.overflow()
+            elif lane.outbox is not None and lane.outbox.stalled(lane.taken, now):
+                lane.stall()
 
     def new_runner(self) -> Runner:
         """A runner with nothing to do."""
@@ -104,6 +132,8 @@ class Dispatch:
                         total += HEADER_LENGTH + len(reply)
                 except ProtocolError as error:
                     lane.refuse(error, code)
+                except SessionClosed:
+                    pass  # who was to be sent something has left, which is no fault
                 except BaseException as error:
                     if error.__class__ is GeneratorExit and not lane.running:
                         raise  # we are being closed; else a handler has raised it

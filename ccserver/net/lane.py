@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IPushProducer
 from twisted.logger import LogLevel
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from ccserver.app import Handler
 from ccserver.core.framing import Packet
 from ccserver.core.session import CloseReason, Session
 from ccserver.errors import ProtocolError, UnknownCode
 from ccserver.net.peer import NOBODY, Peer
+from ccserver.net.resting import Resting
+from ccserver.net.sending import NOTHING
 
 if TYPE_CHECKING:
     from ccserver.net.dispatch import Dispatch
-    from ccserver.net.jobs import Call, Calls
+    from ccserver.net.jobs import Call
+
+__all__ = ["BATCH", "DONE", "NOTHING", "Lane", "Runner", "waiting_packets"]
 
 BATCH = 64
 """How many waiting packets a lane takes up in one go."""
@@ -32,67 +33,28 @@ Runner = Generator[Any, Any, None]
 """Is sent a lane and packets, or None to go on; yields L{DONE}, or what a handler waits for."""
 
 DONE = object()
-NOTHING: list[bytes] = []
 
 
-class _Hold:
-    """A lane that is brought, or kept, to rest."""
-
-    __slots__ = ("at_rest", "done", "hooks")
-
-    def __init__(self, done: Callable[[bool], None], hooks: list[Packet]) -> None:
-        self.done = done
-        self.hooks = hooks
-        self.at_rest = False
-
-
-@implementer(IPushProducer)
-class Lane:
+class Lane(Resting):
     """The order of one connection: what follows a packet that is still handled waits here.
 
     As the transport's producer it stops where the client does not read its replies; as the
     session's outlet it keeps what handlers send in order with the replies. All but L{send},
     L{close} and L{failed} is called in the reactor's thread.
-
-    @ivar out: what is to be sent when the handlers that are running have returned.
-    @ivar closed: packets that wait are dropped; may be asked from any thread.
-    @ivar halted: packets that wait are not handled for now, or never if the lane is closed; hooks
-        are. May be asked from any thread.
     """
 
-    __slots__ = (
-        "_answered",
-        "_blocked",
-        "_busy",
-        "_dispatch",
-        "_ending",
-        "_hold",
-        "_job",
-        "_paused",
-        "_peer",
-        "_pending",
-        "_running",
-        "closed",
-        "halted",
-        "out",
-        "session",
-    )
+    __slots__ = ("_awaited", "_ending")
 
     def __init__(self, session: Session, peer: Peer, dispatch: Dispatch) -> None:
-        self.session = session
-        self._peer = peer
-        self._dispatch = dispatch
-        self._pending: deque[Packet] | None = None
-        self._running = False  # handlers are running in the reactor's thread, below us
+        Resting.__init__(self, session, peer, dispatch)
+        self._pending = None
         self._busy = False  # a job is on its way, or a handler waits for something
-        self._blocked = False  # the client does not read its replies
         self._paused = False  # reading is paused
         self._ending = False  # the peer is told when nothing is left to do
-        self._answered: int | None = None  # replies of the job that was given up, None: none was
-        self._hold: _Hold | None = None  # it is brought, or kept, to a stop
-        self._job: Calls = []  # the job that was handed to the pool last
-        self.closed = self.halted = False
-        self.out: list[bytes] = NOTHING
+        self._awaited: Deferred[Any] | None = None  # what a handler waits for
+        self._hold = self._kept = None
+        self._job = []  # the job that was handed to the pool last
+        self.halted = False
         session.attach(self)
 
     def failed(self, handler: Handler) -> None:
@@ -117,11 +79,6 @@ class Lane:
         return len(self._pending) if self._pending is not None else 0
 
     @property
-    def blocked(self) -> bool:
-        """Whether the client does not read its replies."""
-        return self._blocked
-
-    @property
     def paused(self) -> bool:
         """Whether reading is paused because too many packets wait."""
         return self._paused
@@ -130,11 +87,6 @@ class Lane:
     def ending(self) -> bool:
         """Whether it was asked to finish or to close."""
         return self._ending or self.closed
-
-    @property
-    def held(self) -> bool:
-        """Whether it is brought, or kept, to rest."""
-        return self._hold is not None
 
     @property
     def idle(self) -> bool:
@@ -147,22 +99,30 @@ class Lane:
             out = self.take([(code, b"") for code in self._dispatch.made])
             self._peer.transport.writeSequence(out)
 
-    def adopt(self, waiting: list[Packet]) -> None:
-        """Call the hooks of a connection from another process, and handle what waited there."""
+    def adopt(self, waiting: list[Packet], unsent: list[bytes]) -> None:
+        """Call the hooks of a connection from another process, and handle what waited there.
+
+        @param unsent: what is to be sent before all else.
+        """
+        if unsent:
+            self._outbox = self._dispatch.fall_behind(self)
+            for chunk in unsent:
+                self._outbox.reply(chunk)
+            self._drain()
         packets = [(code, b"") for code in self._dispatch.adopt] + waiting
         if packets:
-            self._peer.transport.writeSequence(self.take(packets))
+            self._emit(self.take(packets))
 
     def take(self, packets: list[Packet]) -> list[bytes]:
         """Handle C{packets} behind all that were taken before.
 
         @return: what is to be sent, at once; the caller's from now on.
         """
-        if self._busy or self._blocked or self._running:
+        if self._busy or self._outbox or self._running:
             self._put(packets)
-            if not self._paused and len(self._pending or ()) >= self._dispatch.lane_packets:
-                self._paused = True
-                self._peer.pause_reading()
+            if not (self._busy or self._blocked or self._running):
+                self._advance()  # its replies wait behind what waits already
+            self._pause_if_full()
             return NOTHING
         # as in _step, here for the sake of speed: most packets go no further
         runners = self._dispatch.idle_runners
@@ -174,15 +134,17 @@ class Lane:
             awaited = runner.send((self, packets))
         finally:
             self._running = False
+            self.out = NOTHING  # an idle connection does not hold its last reply
         if awaited is DONE:
             runners.append(runner)
             if self._pending is None and not self._ending:
                 return out
         if out:
-            self._peer.transport.writeSequence(out)
+            self._emit(out)
         if awaited is not DONE:
             self._wait(runner, awaited, copy_context())
         self._advance()
+        self._pause_if_full()
         return NOTHING
 
     def finish(self) -> None:
@@ -192,88 +154,15 @@ class Lane:
         if hold is not None:
             self._end_hold()
             hold.done(False)
-        if self._blocked:
-            self._peer.lane_stuck(True)
         self._advance()
+        if not self.idle:
+            self._peer.lane_ending()
 
     def lost(self, reason: CloseReason) -> None:
         """The connection is gone: what waits is still handled, then the hooks are called."""
-        self._blocked = False
+        self.silence()
         self._put([(code, reason) for code in self._dispatch.lost])  # type: ignore[misc]
         self.finish()
-
-    def hold(self, done: Callable[[bool], None], hooks: Iterable[Packet] = ()) -> None:
-        """Come to rest: what is being handled is brought to its end, what waits goes on waiting.
-
-        Hooks that wait are still called: those of a new connection, then C{hooks}. Reading is
-        paused until L{unhold}.
-
-        @param done: called with True when the lane is at rest, which it stays until L{unhold} or
-            L{depart}; called with False when the connection begins to end, before or after that:
-            then there is no hold any more.
-        """
-        self._hold = _Hold(done, list(hooks))
-        self.halted = True
-        if not self._paused:
-            self._paused = True
-            self._peer.pause_reading()
-        if self._running and self._pending is None:
-            self._pending = deque()  # so that take() comes back to us
-        if self._job:
-            with suppress(IndexError):  # a thread has begun it meanwhile
-                self.finished(b"", 0, [], 0, self._job.pop())
-        self._advance()
-
-    def unhold(self) -> None:
-        """Go on as before L{hold}; C{done} is not called any more."""
-        if self._hold is not None:
-            self._end_hold()
-            self._advance()
-
-    def depart(self) -> list[Packet]:
-        """The connection leaves the process: give up the packets that wait, and do no more.
-
-        To be called at rest. What is sent from now on is kept back by the transport.
-        """
-        waiting, self._pending, self._hold = self._pending, None, None
-        self.session.attach(None)
-        return list(waiting or ())
-
-    def come_back(self, waiting: list[Packet]) -> None:
-        """The connection stays after all: go on as before L{depart}."""
-        self.session.attach(self)
-        self._unhalt()
-        self._busy = False
-        if not self.closed:
-            self.put_back(waiting)
-        self._advance()
-
-    def _end_hold(self) -> None:
-        if self._hold is not None and self._hold.at_rest:
-            self._busy = False
-        self._hold = None
-        self._unhalt()
-
-    def _unhalt(self) -> None:
-        self.halted = False
-        if self.closed:  # asked behind that, for a thread may close it now
-            self.halted = True
-
-    def _come_to_rest(self, hold: _Hold) -> None:
-        """Do what is to be done still, before the lane is at rest."""
-        while not self._busy and self._hold is hold:
-            hooks = []
-            while self._pending and self._pending[0][0] < 0:
-                hooks.append(self._pending.popleft())
-            if not self._pending:
-                self._pending = None
-            if not hooks:
-                hooks, hold.hooks = hold.hooks, []
-            if hooks:
-                self._run(hooks)
-            else:
-                self._busy = hold.at_rest = True  # so that nothing begins
-                hold.done(True)
 
     def give_up(self, data: bytes, count: int) -> None:
         """The handler that holds a thread takes too long: close, behind the replies before it.
@@ -287,20 +176,36 @@ class Lane:
             self.replied(data, count)
             self._answered = count
         self._close()
-        self._peer.lane_done()
+        self._done()
+
+    def expire(self) -> None:
+        """The handler that waits for something takes too long: it waits no more.
+
+        If it then waits for something else, it is given up, as in L{give_up}.
+        """
+        awaited = self._awaited
+        if awaited is not None:
+            awaited.cancel()
+        if self._awaited is not None:
+            self.give_up(b"", 0)
+
+    @property
+    def awaiting(self) -> bool:
+        """Whether a handler waits for something."""
+        return self._awaited is not None
+
+    def drop(self) -> None:
+        """The connection is cut: nothing that waits is handled or sent any more."""
+        self.closed = self.halted = True
+        hooks = [packet for packet in self._pending or () if packet[0] < 0]
+        self._pending = deque(hooks) or None
+        self.silence()
 
     def release(self) -> None:
         """Nothing is left to do, and the connection is gone: let go of it."""
+        self.silence()
         self._peer = NOBODY
         self.session.attach(None)
-
-    def send(self, frame: bytes) -> None:
-        pool = self._dispatch.pool
-        if pool.in_reactor():
-            self._sent(frame)
-            return
-        pool.flush_job(self)  # the replies of this job that were given before
-        pool.call(self._sent, frame)
 
     def close(self) -> None:
         pool = self._dispatch.pool
@@ -311,20 +216,6 @@ class Lane:
             self.closed = self.halted = True
             pool.call(self._close)
 
-    def pauseProducing(self) -> None:
-        self._blocked = True
-        if self._ending:
-            self._peer.lane_stuck(True)
-
-    def resumeProducing(self) -> None:
-        self._blocked = False
-        if self._ending:
-            self._peer.lane_stuck(False)
-        self._advance()
-
-    def stopProducing(self) -> None:
-        """Nothing: the protocol learns of the end by itself."""
-
     def refuse(self, error: ProtocolError, code: int) -> None:
         """A packet is not accepted."""
         self._peer.refuse(error, code)
@@ -332,13 +223,6 @@ class Lane:
     def refuse_unknown(self, code: int) -> None:
         """A packet has a code without a handler."""
         self._peer.refuse(UnknownCode(f"no handler for code {code}"), code)
-
-    def flush(self) -> bool:
-        """Send what is in C{out}; whether the client has enough to read for now."""
-        data = b"".join(self.out)
-        self.out.clear()
-        self._peer.transport.write(data)
-        return self._blocked
 
     def put_back(self, packets: Iterable[Packet]) -> None:
         """Let C{packets} wait before all others that wait."""
@@ -362,7 +246,17 @@ class Lane:
                 break
         self._busy = True
         self._job = [calls]
-        self._dispatch.pool.submit(self, self._job)
+        pool = self._dispatch.pool
+        pool.submit(self, self._job)
+        if pool.unfinished > pool.limit and not self._paused:
+            self._paused = True  # until it is done
+            self._peer.pause_reading()
+
+    def _pause_if_full(self) -> None:
+        """Read no more while as many packets wait as may."""
+        if not self._paused and len(self._pending or ()) >= self._dispatch.lane_packets:
+            self._paused = True
+            self._peer.pause_reading()
 
     def _put(self, packets: Iterable[Packet]) -> None:
         if self._pending is None:
@@ -374,6 +268,8 @@ class Lane:
         """Take up what waits, as far as it goes."""
         if self._running:
             return  # the one who runs the handlers goes on
+        if not self._pending:
+            self._pending = None
         if self._hold is not None:
             self._come_to_rest(self._hold)
             if self._hold is not None:
@@ -386,8 +282,10 @@ class Lane:
             self._run(batch)
         if self._ending:
             if self.idle:
-                self._peer.lane_done()
+                self._done()
         elif self._paused and len(self._pending or ()) <= self._dispatch.lane_packets // 2:
+            if self._busy and self._dispatch.pool.crowded:
+                return
             self._paused = False
             self._peer.resume_reading()
 
@@ -404,10 +302,15 @@ class Lane:
         self._running = True
         try:
             awaited = step()
+        except BaseException:
+            # a fault of ours: nobody would go on with what waits
+            self._peer.cut(CloseReason.HANDLER, "a handler could not be called")
+            raise
         finally:
             self._running = False
+            self.out = NOTHING  # an idle connection does not hold its last reply
         if out:
-            self._peer.transport.writeSequence(out)
+            self._emit(out)
         if awaited is DONE:
             self._dispatch.idle_runners.append(runner)
         else:
@@ -419,10 +322,14 @@ class Lane:
         if not isinstance(awaited, Deferred):
             kind = type(awaited).__name__
             awaited = fail(TypeError(f"a handler can await Deferreds, not {kind}"))
+        self._awaited = awaited
+        if self._ending:
+            self._peer.lane_ending()
         awaited.addBoth(self._resume, runner, context)
 
     def _resume(self, result: object, runner: Runner, context: Context) -> None:
         self._busy = False
+        self._awaited = None
         if isinstance(result, Failure):
             step = partial(result.throwExceptionIntoGenerator, runner)
         else:
@@ -430,23 +337,19 @@ class Lane:
         context.run(self._step, runner, step)
         self._advance()
 
-    def _sent(self, frame: bytes) -> None:
-        if self._answered is not None:
-            return
-        self.session.packets_out += 1
-        self.session.bytes_out += len(frame)
-        if self._running:
-            self.out.append(frame)
-        else:
-            self._peer.transport.write(frame)
-
     def _close(self) -> None:
         if not self._ending:
             self.session.stop(CloseReason.HANDLER)
         self.closed = self.halted = True
         hooks = [packet for packet in self._pending or () if packet[0] < 0]
         self._pending = deque(hooks) or None
+        self._dismiss_waiters()
         self.finish()
+
+    def _done(self) -> None:
+        """Nothing is left to do."""
+        self._let_go()
+        self._peer.lane_done()
 
     def finished(
         self,
@@ -470,17 +373,6 @@ class Lane:
             self.put_back(left)
         self._busy = False
         self._advance()
-
-    def replied(self, data: bytes, count: int) -> None:
-        """The pool has C{count} replies, and goes on."""
-        if self._answered is not None:
-            self._dispatch.counts.late_replies += max(0, count - self._answered)
-            self._answered = 0
-            return
-        self.session.packets_out += count
-        self.session.bytes_out += len(data)
-        if data:
-            self._peer.transport.write(data)
 
 
 def waiting_packets(lanes: Iterable[Lane]) -> int:

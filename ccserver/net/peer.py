@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from ccserver.core.session import CloseReason
 from ccserver.errors import ProtocolError
 
 
@@ -24,8 +25,11 @@ class Peer(Protocol):
     def lane_done(self) -> None:
         """The lane was asked to finish, or to close, and has nothing left to do."""
 
-    def lane_stuck(self, stuck: bool) -> None:
-        """It was asked to, and waits for the client to read its replies, or does no more."""
+    def lane_ending(self) -> None:
+        """It was asked to, and waits for a handler, or for the client to read its replies."""
+
+    def cut(self, reason: CloseReason, why: str) -> None:
+        """The connection is to be closed at once; C{why} is for the log."""
 
 
 class _Nobody:
@@ -52,7 +56,10 @@ class _Nobody:
     def lane_done(self) -> None:
         pass
 
-    def lane_stuck(self, stuck: bool) -> None:
+    def lane_ending(self) -> None:
+        pass
+
+    def cut(self, reason: CloseReason, why: str) -> None:
         pass
 
 

@@ -20,6 +20,7 @@ from ccserver.net.jobs import Calls, Job, PoolThread
 
 if TYPE_CHECKING:
     from ccserver.net.lane import Lane
+    from ccserver.net.sending import Sender
 
 T = TypeVar("T")
 
@@ -35,13 +36,18 @@ class Pool:
 
     @ivar size: how many threads there are for handlers that return in time.
     @ivar handler_timeout: seconds that a handler may hold a thread; 0: as long as it likes.
+    @ivar limit: how many jobs may be unfinished before those who submit more are not read.
     @ivar unfinished: jobs submitted whose end nobody has heard of, but for those given up.
     """
 
     log = Logger()
 
-    def __init__(self, reactor: Any, size: int, handler_timeout: float = 0.0) -> None:
+    def __init__(
+        self, reactor: Any, size: int, handler_timeout: float = 0.0, room: int = 10_000
+    ) -> None:
+        """@param room: how many jobs may wait for a thread."""
         self.size = size
+        self.limit = size + room
         self.handler_timeout = handler_timeout
         self.unfinished = 0
         self._reactor = reactor
@@ -69,6 +75,11 @@ class Pool:
     def queued(self) -> int:
         """How many jobs wait for a thread: of each lane one at most."""
         return self._jobs.qsize() + len(self._gathered)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more jobs wait than should."""
+        return self.unfinished > self.limit
 
     @property
     def stuck(self) -> int:
@@ -115,6 +126,11 @@ class Pool:
             self._jobs.put(job)
         self._gathered.clear()
 
+    def flush_failed(self) -> None:
+        """Try again in the next turn; a job that is put twice is done once."""
+        if self._gathered and self._flush_later is not None:
+            self._flush_later(self)
+
     def run(self, function: Callable[..., T], *args: Any) -> Deferred[T]:
         """Call C{function} in a thread; fires with what it returns or raises."""
         done: Deferred[T] = Deferred()
@@ -135,7 +151,7 @@ class Pool:
         self._jobs.put(job)
         return done
 
-    def flush_job(self, lane: Lane) -> None:
+    def flush_job(self, lane: Sender) -> None:
         """Hand on the replies so far, if the caller is the thread that does a job of C{lane}."""
         thread = current_thread()
         if isinstance(thread, PoolThread) and thread.lane is lane:

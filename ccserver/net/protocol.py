@@ -8,34 +8,26 @@ from typing import Any
 
 from twisted.internet.interfaces import (
     IAddress,
-    IDelayedCall,
     IHalfCloseableProtocol,
     IReactorTime,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.python.reflect import safe_str
 from zope.interface import implementer
 
 from ccserver.core.carried import Carried
 from ccserver.core.framing import Packet
-from ccserver.core.limits import SessionLimits
+from ccserver.core.limits import RateAction, SessionLimits
 from ccserver.core.session import CloseReason, Session
 from ccserver.errors import ProtocolError
+from ccserver.net.closing import CloseTimeouts, Closing
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import Dispatch
 from ccserver.net.lane import NOTHING, Lane
 from ccserver.net.transport import DirectServer
-
-FLUSH_TIMEOUT = 10.0
-"""Seconds that a closing connection has to take what was sent to it, before it is cut."""
-
-LINGER_TIMEOUT = 1.0
-"""Seconds that a client has, behind our end of stream, to read and to close its side.
-
-Closing with input unread would be a reset that destroys replies on their way (FAULTS, finding
-4). In this time what comes is read and thrown away.
-"""
+from ccserver.net.turnstile import Turnstile
 
 FINAL_READS = 4
 """Reads, of 64 KiB each, of what has come to a connection that is to finish."""
@@ -52,10 +44,15 @@ class PacketProtocol(Protocol):
 
     log = Logger()
 
-    _deadline: IDelayedCall | None = None  # there is one once we are closing
-    _stuck: IDelayedCall | None = None
+    first = b""
+    """What has come before the connection was a session."""
+
+    lost = False
+    """Whether the connection is gone."""
+
+    _closing: Closing | None = None
     _eof = False
-    _lost = False
+    _over_rate = False  # nothing is read until the rate lets packets through
 
     def __init__(self, factory: PacketFactory, peer: str) -> None:
         self.factory = factory
@@ -71,6 +68,11 @@ class PacketProtocol(Protocol):
         self.transport.registerProducer(self.lane, True)
         factory.connections.add(self)
         self.lane.start()
+        if factory.connections.crowds(self):
+            self.close(CloseReason.ADDRESS_LIMIT)
+        if self.first:
+            self.dataReceived(self.first)
+            self.first = b""
         if factory.connections.draining:
             self.finish()
 
@@ -82,21 +84,96 @@ class PacketProtocol(Protocol):
     def receive(self, data: bytes) -> list[bytes]:
         """Take C{data} from the client; what is returned is to be sent to it, at once."""
         packets = self._decoder.feed(data)
+        if not packets and not self._decoder.refused:
+            self._take_little(len(data))
+            return NOTHING
         if self.factory.timed:
             packets = self.session.admit(packets, self.factory.clock.seconds())
+            if self.session.excess is not None:
+                self._exceed()
         out = self.lane.take(packets) if packets else NOTHING
-        if self._decoder.refused or self.session.close_reason is not None:
+        if self._decoder.noted or self.session.close_reason is not None:
             self.transport.writeSequence(out)
             self._settle()
             return NOTHING
         return out
 
+    def _take_little(self, size: int) -> None:
+        """A read of C{size} bytes has completed no packet."""
+        factory, session = self.factory, self.session
+        if session.close_reason is None:
+            session.came_little(size, factory.clock.seconds())
+        if self._decoder.noted or session.close_reason is not None:
+            self._settle()
+
+    def _exceed(self) -> None:
+        """There are more packets than the rate lets through."""
+        session = self.session
+        if self.factory.limits.rate_action is RateAction.DROP:
+            self._drop(len(session.take_excess()))
+        elif not self._over_rate:
+            self._over_rate = True
+            if session.origin is not None:
+                session.origin.waiting += 1
+            self.transport.pauseProducing()
+            self._wait()
+
+    def _drop(self, count: int) -> None:
+        connections = self.factory.connections
+        connections.counts.refused[CloseReason.RATE] += count
+        suppressed = connections.lines.admit("rate dropped", self.factory.clock.seconds())
+        if suppressed is not None:
+            self.log.warn(
+                "refused rate: {count} packets dropped{more}",
+                count=count,
+                more=f" ({suppressed} more such lines suppressed)" if suppressed else "",
+                session=self.session,
+            )
+
+    def _wait(self) -> None:
+        """Go on when the rate lets packets through again."""
+        factory = self.factory
+        factory.turnstile.wait(self, self.session.wait(factory.clock.seconds()))
+
+    def go_on(self) -> None:
+        """The rate lets packets through again: take those that wait, or read on."""
+        session = self.session
+        if session.close_reason is not None:
+            self._wait_no_more()
+            return
+        packets = session.release(self.factory.clock.seconds())
+        if packets:
+            self.transport.writeSequence(self.lane.take(packets))
+        if session.excess is not None:
+            self._wait()
+        elif self._over_rate:
+            self._wait_no_more()
+            if session.close_reason is None and not self.lane.paused:
+                self.transport.resumeProducing()
+
+    def _wait_no_more(self) -> None:
+        if self._over_rate:
+            self._over_rate = False
+            self.factory.turnstile.remove(self)
+            if self.session.origin is not None:
+                self.session.origin.waiting -= 1
+
+    def _take_excess(self) -> None:
+        """Take what the rate has held back, whatever it lets through."""
+        self._wait_no_more()
+        excess = self.session.take_excess()
+        if excess:
+            self.session.repay(len(excess))
+            self.transport.writeSequence(self.lane.take(excess))
+
     def readConnectionLost(self) -> None:
         """The client sends no more; it may still wait for replies."""
         self._eof = True
-        if self._deadline is not None:
+        if self.flushing:
             self.transport.loseConnection()
         else:
+            if self._over_rate:
+                self._take_excess()
             self.session.end_of_stream()
             self.lane.finish()
 
@@ -105,14 +182,13 @@ class PacketProtocol(Protocol):
         if self._eof:
             self.transport.loseConnection()
         else:
-            self._set_deadline(LINGER_TIMEOUT)
+            self._begin_closing().linger()
             self.transport.resumeProducing()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._lost = True
-        self.lane_stuck(False)
-        if self._deadline is not None and self._deadline.active():
-            self._deadline.cancel()
+        self.lost = True
+        self._wait_no_more()
+        self._end_closing()
         session = self.session
         session.stop(CloseReason.CLIENT_RESET)
         self.factory.connections.remove(self)
@@ -134,10 +210,10 @@ class PacketProtocol(Protocol):
         self.transport.registerProducer(self.lane, True)
         factory.connections.add(self)
         factory.connections.counts.adopted += 1
-        transport.preload(unsent)
-        self.lane.adopt(carried.pending)
+        self.lane.adopt(carried.pending, unsent)
         if self._decoder.refused:
             self._settle()
+        self._decoder.noted = False  # the incomplete packet began where it comes from
         if factory.connections.draining:
             self.finish()
 
@@ -157,11 +233,14 @@ class PacketProtocol(Protocol):
 
         @return: the packets that were not handled, the bytes that were not sent.
         """
+        excess = self.session.take_excess()
+        self.session.repay(len(excess))
+        self._wait_no_more()
         self.factory.connections.take_out(self)
-        waiting = self.lane.depart()
-        # what threads have sent before is still to go; from now on they send nothing
+        waiting = self.lane.depart() + excess
+        # what threads have sent before is still to go; from now on it is kept back
         self.factory.dispatch.pool.work_off()
-        return waiting, self.transport.detach()
+        return waiting, [*self.transport.detach(), *self.lane.contents()]
 
     def reattach(self, waiting: list[Packet]) -> None:
         """It stays after all: go on as before L{detach}."""
@@ -174,47 +253,61 @@ class PacketProtocol(Protocol):
 
     def gone(self) -> None:
         """It is in another process now."""
-        self._lost = True
+        self.lost = True
         self.factory.connections.counts.handed_over += 1
         self.transport.release()
         self.lane.release()
 
     def gone_astray(self) -> None:
         """It went, and nobody has said that it arrived: it must not be served here any more."""
-        self._lost = True
+        self.lost = True
         self.session.stop(CloseReason.HANDOVER)
         self.factory.connections.counts.closed[CloseReason.HANDOVER] += 1
         self.transport.release()
         if self.factory.log_ends:
             self._log_end()
+        self.lane.silence()
         self.lane.come_back([])
         self.lane.lost(CloseReason.HANDOVER)
 
     @property
     def idle(self) -> bool:
         """Whether nothing is being handled and nothing waits."""
-        return self.lane.idle
+        return self.lane.idle and not self._over_rate
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is read."""
+        return self.lane.paused or self._over_rate
 
     @property
     def deaf(self) -> bool:
         """Whether nothing is read because we are behind, not because the client is."""
-        return self.lane.paused and not self.lane.blocked
+        return self._over_rate or (self.lane.paused and not self.lane.blocked)
+
+    @property
+    def flushing(self) -> bool:
+        """Whether all is handled, and the connection ends when the client has taken the rest."""
+        return self._closing is not None and self._closing.flushing
 
     def finish(self) -> None:
         """Answer what has been received, what waits in the kernel too, then close."""
-        if self._lost or self._deadline is not None:
+        if self.lost or self.flushing:
             return
         for _ in range(FINAL_READS):
             before = self.session.bytes_in
             self.transport.doRead()
             if self.session.bytes_in == before or self.session.close_reason is not None:
                 break
+        if self._over_rate:
+            self._take_excess()
         self.session.stop(CloseReason.DRAIN)
         self.pause_reading()
         self.lane.finish()
 
     def close(self, reason: CloseReason) -> None:
         """Send what was sent so far, then close; what waits to be handled is dropped."""
+        self._wait_no_more()
         self.session.stop(reason)
         self.lane.close()
 
@@ -223,6 +316,25 @@ class PacketProtocol(Protocol):
         self.session.stop(CloseReason.SHUTDOWN)
         if self.session.close_reason is CloseReason.DRAIN:
             self.session.close_reason = CloseReason.SHUTDOWN  # it took too long
+        self.lane.drop()
+        self.transport.abortConnection()
+
+    def cut(self, reason: CloseReason, why: str) -> None:
+        """Close at once: the connection costs more than it is worth."""
+        if self.lost:
+            return
+        self.session.stop(reason)
+        suppressed = self._admit_line(reason)
+        if suppressed is not None:
+            self.log.warn(
+                "{reason}: {why}, {peer} cut off{more}",
+                reason=reason,
+                why=why,
+                peer=self.session.peer,
+                more=suppressed,
+                session=self.session,
+            )
+        self.lane.drop()
         self.transport.abortConnection()
 
     def write(self, data: bytes) -> None:
@@ -232,7 +344,8 @@ class PacketProtocol(Protocol):
         self.transport.pauseProducing()
 
     def resume_reading(self) -> None:
-        self.transport.resumeProducing()
+        if not self._over_rate:
+            self.transport.resumeProducing()
 
     def refuse(self, error: ProtocolError, code: int) -> None:
         """Count and log a packet that was not accepted (PROTOCOL.md 2)."""
@@ -244,50 +357,58 @@ class PacketProtocol(Protocol):
                 "refused {reason}, code {code}: {error}{more}",
                 reason=error.reason,
                 code=code,
-                error=str(error),
+                error=safe_str(error),
                 more=f" ({suppressed} more such lines suppressed)" if suppressed else "",
                 session=self.session,
             )
 
     def _settle(self) -> None:
-        """Act on what the session has found wrong with the bytes."""
+        """Act on what the session has found in the bytes."""
+        self._decoder.noted = False
+        if self._decoder.buffered:
+            self.factory.connections.packet_begun(self)
         for refusal in self.session.take_refused():
             self.refuse(refusal.error, refusal.code)
         if self.session.close_reason is not None:
+            self._wait_no_more()
             self.lane.finish()
 
     def lane_done(self) -> None:
         """Nothing is left to answer: flush, end our side, and give the client time to read."""
-        if self._lost:
+        if self.lost:
+            self._end_closing()
             self.lane.release()
             return
-        if self._deadline is not None:
+        if self.flushing:
             return
-        self.lane_stuck(False)
-        self._set_deadline(FLUSH_TIMEOUT)
+        self._begin_closing().flush()
         self.transport.unregisterProducer()
         if self._eof:
             self.transport.loseConnection()
         else:
             self.transport.loseWriteConnection()
 
-    def lane_stuck(self, stuck: bool) -> None:
-        """We want to close; a client that does not read must not keep us from it."""
-        if stuck and self._stuck is not None and self._stuck.active():
-            return  # told again with each write: the first counts
-        if self._stuck is not None and self._stuck.active():
-            self._stuck.cancel()
-        self._stuck = None
-        if stuck and not self._lost and self._deadline is None:
-            self._stuck = self.factory.clock.callLater(
-                FLUSH_TIMEOUT, self.transport.abortConnection
-            )
+    def lane_ending(self) -> None:
+        """Nobody waits for ever, neither for a handler nor for a client that does not read."""
+        self._begin_closing()
 
-    def _set_deadline(self, seconds: float) -> None:
-        """Cut the connection after C{seconds}, unless it has ended before."""
-        if self._deadline is not None and self._deadline.active():
-            self._deadline.cancel()  # resetting to an earlier time is slow (FACTS 40)
-        self._deadline = self.factory.clock.callLater(seconds, self.transport.abortConnection)
+    def _begin_closing(self) -> Closing:
+        if self._closing is None:
+            self._closing = Closing(self, self.factory.clock, self.factory.timeouts)
+        return self._closing
+
+    def _end_closing(self) -> None:
+        if self._closing is not None:
+            self._closing.stop()
+            self._closing = None
+
+    def _admit_line(self, kind: str) -> str | None:
+        """None where lines of C{kind} are too many; else what one says of those before it."""
+        connections = self.factory.connections
+        suppressed = connections.lines.admit(kind, self.factory.clock.seconds())
+        if suppressed is None:
+            return None
+        return f" ({suppressed} more such lines suppressed)" if suppressed else ""
 
     def _log_end(self) -> None:
         session = self.session
@@ -318,10 +439,12 @@ class PacketFactory(Factory):
         dispatch: Dispatch,
         clock: IReactorTime,
         log_ends: bool = False,
+        timeouts: CloseTimeouts | None = None,
     ) -> None:
         """
         @param server: the listening address, C{host:port}.
         @param log_ends: write a line for each connection that ends.
+        @param timeouts: how long the end of a connection may take.
         """
         self.server = server
         self.limits = limits
@@ -329,7 +452,9 @@ class PacketFactory(Factory):
         self.connections = connections
         self.dispatch = dispatch
         self.clock = clock
+        self.turnstile = Turnstile(clock)
         self.log_ends = log_ends
+        self.timeouts = timeouts or CloseTimeouts()
 
     def adopt(self, sock: socket.socket, carried: Carried, unsent: list[bytes]) -> None:
         """Go on with a connection that comes from another process.
@@ -349,7 +474,6 @@ class PacketFactory(Factory):
             client = sock.getpeername() or client
         protocol = PacketProtocol(self, carried.peer)
         transport = DirectServer(sock, protocol, client, None, 0, self.clock)
-        transport.repstr = f"<connection {carried.id}, adopted>"
         try:
             protocol.adopt(transport, carried, unsent)
         except ValueError:
@@ -364,7 +488,12 @@ class PacketFactory(Factory):
         connections.counts.accepted += 1
         peer = address_text(addr)
         if not connections.full:
-            return PacketProtocol(self, peer)
+            host = getattr(addr, "host", None)
+            reason = None if host is None else connections.refusal(host)
+            if reason is None:
+                return PacketProtocol(self, peer)
+            self._refuse(reason, peer)
+            return None
         connections.counts.closed[CloseReason.CONNECTION_LIMIT] += 1
         suppressed = connections.lines.admit(CloseReason.CONNECTION_LIMIT, self.clock.seconds())
         if suppressed is not None:
@@ -375,6 +504,19 @@ class PacketFactory(Factory):
                 more=f" ({suppressed} more such lines suppressed)" if suppressed else "",
             )
         return None
+
+    def _refuse(self, reason: CloseReason, peer: str) -> None:
+        """Count and log that a client's address may not connect."""
+        connections = self.connections
+        connections.counts.closed[reason] += 1
+        suppressed = connections.lines.admit(reason, self.clock.seconds())
+        if suppressed is not None:
+            self.log.warn(
+                "{reason}: {peer} refused{more}",
+                reason=reason,
+                peer=peer,
+                more=f" ({suppressed} more such lines suppressed)" if suppressed else "",
+            )
 
 
 def address_text(address: Any) -> str:

@@ -21,7 +21,10 @@ class Flushable(Protocol):
     """Something that gathers work during a turn."""
 
     def flush(self) -> None:
-        """Do it; never calls a protocol back, and never raises."""
+        """Do it; never calls a protocol back."""
+
+    def flush_failed(self) -> None:
+        """L{flush} has raised, which it does only where there is no memory."""
 
 
 class DirectReactor(EPollReactor):
@@ -52,7 +55,11 @@ class DirectReactor(EPollReactor):
             gathered = self._unflushed.copy()
             self._unflushed.clear()
             for flushable in gathered:
-                flushable.flush()
+                try:
+                    flushable.flush()
+                except Exception:  # no memory; what is behind it is flushed all the same
+                    log.err(None, "Unexpected error in a flush.")
+                    flushable.flush_failed()
         try:
             events = self._poller.poll(-1 if timeout is None else timeout, TURN)
         except OSError as error:

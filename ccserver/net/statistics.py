@@ -19,7 +19,9 @@ def collect(connections: Connections, pool: Pool) -> dict[str, Any]:
 
     C{packets} are those received, C{lane_packets} those of them that wait behind what their lane
     does (not those that it has taken up at once with that), C{pool_queue} the jobs that wait for
-    a thread, C{memory} the resident bytes. Takes 1.2 ms with 20,000 connections.
+    a thread, C{unsent} and C{unsent_packets} the bytes, and the packets that were pushed, that
+    wait for clients that are behind, C{memory} the resident bytes. Takes 1.2 ms with 20,000
+    connections.
     """
     counts = connections.counts
     table: Iterable[Any] = connections
@@ -30,6 +32,8 @@ def collect(connections: Connections, pool: Pool) -> dict[str, Any]:
         "pool_queue": pool.queued,
         "pool_threads": pool.threads,
         "pool_stuck": pool.stuck,
+        "unsent": counts.waiting.bytes,
+        "unsent_packets": counts.waiting.messages,
         "memory": resident_memory(),
         "accepted": counts.accepted,
         "handed_over": counts.handed_over,
@@ -38,6 +42,7 @@ def collect(connections: Connections, pool: Pool) -> dict[str, Any]:
         "closed": {str(reason): count for reason, count in counts.closed.items()},
         "handler_errors": counts.handler_errors,
         "late_replies": counts.late_replies,
+        "dropped": dict(counts.waiting.dropped),
     }
 
 
@@ -64,7 +69,7 @@ def connection_row(connection: PacketProtocol, now: float) -> dict[str, Any]:
         "bytes_in": session.bytes_in,
         "bytes_out": session.bytes_out,
         "waiting": connection.lane.waiting,
-        "unsent": unsent_bytes(connection.transport),
+        "unsent": unsent_bytes(connection.transport) + connection.lane.unsent,
         "state": state_of(connection),
     }
 
@@ -84,10 +89,8 @@ def state_of(connection: PacketProtocol) -> str:
 
 def unsent_bytes(transport: Any) -> int:
     """The bytes that C{transport} has not handed to the kernel yet."""
-    if not hasattr(transport, "dataBuffer"):
-        return 0
-    buffered: int = len(transport.dataBuffer) - transport.offset + transport._tempDataLen
-    return buffered + sum(map(len, getattr(transport, "_corked", None) or ()))
+    unsent: int = getattr(transport, "unsent", 0)
+    return unsent
 
 
 def resident_memory() -> int:

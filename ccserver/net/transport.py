@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet import abstract, main, tcp
@@ -11,9 +12,10 @@ from twisted.internet.interfaces import IProtocolFactory
 from twisted.python.failure import Failure
 
 from ccserver.native import native
+from ccserver.net.intake import Intake, accept_waiting
 
 READ_SIZE = 65536
-"""Bytes that are read at once, and above which a write is not held back to the turn's end."""
+"""Bytes that are read at once, and above which writes are not held back to the turn's end."""
 
 
 def receive_in_python(sock: socket.socket) -> bytes:
@@ -63,9 +65,22 @@ class DirectServer(tcp.Server):
         self.dataBuffer = b""
         self._writeDisconnected = False
         self._corked: list[bytes] | None = None
+        self._written = 0  # bytes since something was corked, about
         tcp.Server.__init__(self, *arguments)
+        # 158 bytes for what is hardly ever asked; not by way of __dict__: once that is made, each
+        # look at an attribute takes twice as long
+        with suppress(AttributeError):
+            del self.logstr
+            del self.repstr
         self._flush_later = getattr(self.reactor, "flush_later", None)
         self._receive = getattr(self.protocol, "receive", None) if self._flush_later else None
+
+    def logPrefix(self) -> str:
+        protocol = getattr(self, "protocol", None)  # there is none once it is closed
+        return f"{type(protocol).__name__},{self.sessionno},{self.hostname}"
+
+    def __repr__(self) -> str:
+        return f"<{self.logPrefix()}>"
 
     def doRead(self) -> Any:
         try:
@@ -105,11 +120,14 @@ class DirectServer(tcp.Server):
             return
         if self._corked is not None:
             self._corked.append(data)
+            self._written += len(data)
         else:
             self._corked = [data]
+            self._written = len(data)
             if self._flush_later is not None:
                 self._flush_later(self)
-        if self._flush_later is None or len(data) > READ_SIZE:
+        if self._flush_later is None or self._written > READ_SIZE:
+            self._written = 0
             self.flush()
 
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
@@ -130,8 +148,39 @@ class DirectServer(tcp.Server):
                 return
         self._tempDataBuffer.append(data)
         self._tempDataLen += len(data)
+        tell = getattr(self.producer, "fall_behind", None)
+        if tell is not None and not self.TLS:
+            tell()
         self._maybePauseProducer()
         self.startWriting()
+
+    def flush_failed(self) -> None:
+        """What was flushed is lost, so the stream is: it cannot be gone on with."""
+        self.abortConnection()
+
+    @property
+    def behind(self) -> bool:
+        """Whether the kernel has not taken all that was flushed."""
+        return (self._tempDataLen > 0 or self.dataBuffer != b"") and not self.TLS
+
+    @property
+    def unsent(self) -> int:
+        """The bytes that the kernel has not taken."""
+        buffered = len(self.dataBuffer) - self.offset + self._tempDataLen
+        return buffered + sum(map(len, self._corked or ()))
+
+    def tell_when_sent(self) -> None:
+        """Resume the producer when the kernel has taken all, also if it was not paused.
+
+        To be called while the transport is behind.
+        """
+        self.producerPaused = True
+
+    def pass_on(self, protocol: Any) -> None:
+        """Let C{protocol} have the connection from now on."""
+        self.protocol = protocol
+        self._receive = getattr(protocol, "receive", None) if self._flush_later else None
+        protocol.makeConnection(self)
 
     def detach(self) -> list[bytes]:
         """Leave the reactor with the socket open, and keep back what is written from now on.
@@ -159,14 +208,6 @@ class DirectServer(tcp.Server):
         self.socket.close()  # without a shutdown, which would end it for all who have it
         del self.protocol, self.socket, self.fileno
 
-    def preload(self, unsent: list[bytes]) -> None:
-        """Send C{unsent}, of an earlier transport of the socket, before all else."""
-        self._tempDataBuffer.extend(unsent)
-        self._tempDataLen += sum(map(len, unsent))
-        if self._tempDataLen:
-            self._maybePauseProducer()
-            self.startWriting()
-
     def startTLS(self, *arguments: Any) -> None:
         self.flush()
         self._flush_later = self._receive = None
@@ -186,14 +227,43 @@ class DirectPort(tcp.Port):
     """A L{tcp.Port} on a listening socket made elsewhere, whose connections are L{DirectServer}s.
 
     Closing it leaves the other holders of the socket accepting.
+
+    @ivar intake: decides whether it accepts; None: it does.
     """
 
     transport: Any = DirectServer
+    intake: Intake | None = None
+    numberAccepts: int
+    sessionno: int
+    connected: bool
+    disconnecting: bool
+    startReading: Callable[[], None]
+    stopReading: Callable[[], None]
+    _buildAddr: Any
 
-    def __init__(self, listening: socket.socket, factory: IProtocolFactory, reactor: Any) -> None:
-        """@param listening: bound and listening; it belongs to the port from now on."""
+    def __init__(
+        self,
+        listening: socket.socket,
+        factory: IProtocolFactory,
+        reactor: Any,
+        send_buffer: int = 0,
+        receive_buffer: int = 0,
+    ) -> None:
+        """
+        @param listening: bound and listening; it belongs to the port from now on.
+        @param send_buffer: bytes that the kernel holds of what is sent to a client; 0: its own.
+        @param receive_buffer: bytes that it holds of what a client has sent; 0: its own.
+        """
         # an inherited socket that blocks would hang the worker in accept() (FACTS 13)
         listening.setblocking(False)
+        # connections have those of their port; the second one must be there before they are made
+        for option, size in ((socket.SO_SNDBUF, send_buffer), (socket.SO_RCVBUF, receive_buffer)):
+            if size:
+                # the kernel makes it twice as much, for what it needs itself
+                listening.setsockopt(socket.SOL_SOCKET, option, size)
         interface = listening.getsockname()[0]
         tcp.Port.__init__(self, 0, factory, 0, interface, reactor)
         self._preexistingSocket = listening
+
+    def doRead(self) -> None:
+        accept_waiting(self)

@@ -203,6 +203,17 @@ class Administration:
         self._server.stop_later(graceful)
         return succeed(None)
 
+    def certificates(self) -> Deferred[Result]:
+        async def renew() -> Result:
+            workers = self._fleet.serving
+            answers = await gatherResults([each.renew_certificates() for each in workers])
+            errors = [error for _, error in answers if error]
+            if errors or not answers:
+                raise OperationFailed(errors[0] if errors else "no worker serves")
+            return {"certificates": answers[0][0].split("; ")}
+
+        return Deferred.fromCoroutine(renew())
+
     def set_log_level(self, level: int) -> Deferred[None]:
         self._observer.level = level
         self._fleet.log_level = level

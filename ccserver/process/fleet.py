@@ -375,7 +375,7 @@ class Fleet:
 
         telling = LoopingCall(tell)
         telling.clock = self._reactor
-        telling.start(PROGRESS_INTERVAL, now=False)
+        telling.start(PROGRESS_INTERVAL, now=True)
         try:
             handed = await gatherResults(
                 [Deferred.fromCoroutine(self._leave_one(*each)) for each in leaving]
@@ -445,8 +445,24 @@ class Fleet:
     def _lend(self, place: Place) -> None:
         """Let somebody else accept from the sockets of C{place}."""
         others = [each for each in self.serving if each is not place.worker]
-        if not others:
-            return
+        if others:
+            self._lend_to(place, others)
+
+    def relieve(self, process: WorkerOfMaster, others: list[WorkerOfMaster]) -> None:
+        """Let one of C{others} accept from the sockets of C{process} as well."""
+        for place in self.places:
+            if place.worker is process and place.lender not in others:
+                self._end_lending(place)
+                self._lend_to(place, others)
+
+    def end_relief(self, process: WorkerOfMaster) -> None:
+        """Let nobody else accept from the sockets of C{process}."""
+        for place in self.places:
+            if place.worker is process:
+                self._end_lending(place)
+
+    def _lend_to(self, place: Place, others: list[WorkerOfMaster]) -> None:
+        self._end_lending(place)
         place.lender = min(others, key=lambda each: each.connections)
         number = place.slot.number
         for address, listening in zip(

@@ -95,6 +95,15 @@ class Return(amp.Command):
     arguments: ClassVar = [(b"slot", amp.Integer())]
 
 
+class KeepWaiting(amp.Command):
+    """Master to worker: whether connections beyond C{worker_connections} wait, as others have room.
+
+    Else they are closed at once. Until it is said, they wait where there are other workers.
+    """
+
+    arguments: ClassVar = [(b"wait", amp.Boolean())]
+
+
 class Stop(amp.Command):
     """Master to worker: stop.
 
@@ -106,6 +115,12 @@ class Stop(amp.Command):
 
 class Reopen(amp.Command):
     """Master to worker: open the log file anew."""
+
+
+class RenewCertificates(amp.Command):
+    """Master to worker: read the certificates anew; answers what they are, or why it cannot."""
+
+    response: ClassVar = [(b"what", amp.Unicode()), (b"error", amp.Unicode())]
 
 
 class SetLogLevel(amp.Command):

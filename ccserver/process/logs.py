@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import sys
 import time
 from collections.abc import Mapping
@@ -19,6 +18,8 @@ from twisted.logger import (
     globalLogBeginner,
 )
 from zope.interface import implementer
+
+from ccserver.process.logfile import LogFile, is_writable
 
 LEVELS = ("stderr", "emerg", "alert", "crit", "error", "warn", "notice", "info", "debug")
 """The family's levels; their places are the numbers of C{LogLevel} (PROTOCOL.md 6)."""
@@ -45,9 +46,6 @@ _STDLIB_LEVELS = (
 _ESCAPES = {
     code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) != "\t"
 } | {0x2028: "\\u2028", 0x2029: "\\u2029"}
-
-FILE_MODE = 0o640
-FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class ProcessLogger(Logger):
@@ -79,7 +77,10 @@ class LineObserver:
     127.0.0.1:5000, server: 0.0.0.0:5678}, and behind it, indented by a tab, the traceback of a
     failure, or the lines of C{stack}. The text's control characters are escaped. A line is one
     C{write} to a descriptor opened with C{O_APPEND}, so the lines of several processes do not tear
-    each other (FACTS 43). May be called from any thread. What cannot be written is dropped.
+    each other (FACTS 43). May be called from any thread. What cannot be written is dropped, and
+    counted.
+
+    @ivar file: where the lines go.
     """
 
     def __init__(self, path: str, level: int, stderr: bool) -> None:
@@ -88,81 +89,70 @@ class LineObserver:
         @param level: 0 to 8; events above it are dropped.
         @param stderr: write to stderr as well.
         """
-        self.path = path
+        self.file = LogFile(path, _warning)
         self.level = level
         self._stderr = stderr
-        self._fd: int | None = None
+
+    @property
+    def path(self) -> str:
+        """Of the file."""
+        return self.file.path
 
     def open(self) -> None:
         """Open the file, before the first event.
 
         @raise OSError: it can't be opened for writing.
         """
-        self._fd = os.open(self.path, FLAGS, FILE_MODE)
+        self.file.open()
 
     def reopen(self) -> None:
         """Go on in the file that has the path now; in the old one, if there is none to be had."""
-        old = self._fd
-        try:
-            self.open()
-        except OSError:
-            self._fd = old
-            raise
-        if old is not None and self._fd is not None:
-            new, self._fd = self._fd, old
-            os.dup2(new, old, inheritable=False)
-            os.close(new)
+        self.file.reopen()
 
     def fileno(self) -> int:
         """The descriptor of the file, which stays the same; of stderr, if there is none."""
-        return 2 if self._fd is None else self._fd
+        fd = self.file.fileno()
+        return 2 if fd is None else fd
 
     def check(self, path: str) -> None:
         """See whether C{path} could be the file.
 
         @raise OSError: it can't be opened for writing.
         """
-        os.close(os.open(path, FLAGS, FILE_MODE))
+        self.file.check(path)
 
     def change(self, path: str, level: int) -> None:
         """Go on in the file C{path}, or in the one there is, if that can't be, with C{level}."""
         self.level = level
         if path != self.path:
-            old, self.path = self.path, path
+            old, self.file.path = self.path, path
             try:
                 self.reopen()
             except OSError:
-                self.path = old
+                self.file.path = old
                 raise
 
     def close(self) -> None:
         """Write no more to the file."""
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
-            os.close(fd)
+        self.file.close()
 
     def __call__(self, event: LogEvent) -> None:
         severity = severity_of(event)
         if severity > self.level:
             return
         line = as_line(event, severity).encode("utf-8", "backslashreplace")
-        if self._fd is not None:
-            self._write(self._fd, line)
-        if self._stderr and _is_writable(2):
-            self._write(2, line)
-
-    def _write(self, fd: int, line: bytes) -> None:
-        try:
-            os.write(fd, line)
-        except OSError:
-            pass
+        self.file.write(line)
+        if self._stderr and is_writable(2):
+            try:
+                os.write(2, line)
+            except OSError:
+                pass
 
 
-def _is_writable(fd: int) -> bool:
-    """Whether a write would not have to wait: nobody may read what is at the other end."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    return any(event & select.POLLOUT for _, event in poll.poll(0))
+def _warning(text: str) -> bytes:
+    """The line of what is wrong with the log itself."""
+    event = {"log_format": "{text}", "text": text, "log_time": time.time()}
+    return as_line(event, LEVELS.index("warn")).encode("utf-8", "backslashreplace")
 
 
 def severity_of(event: Mapping[str, Any]) -> int:

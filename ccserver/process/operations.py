@@ -48,6 +48,9 @@ class Operations(Protocol):
     def rebalance(self, progress: Progress) -> Deferred[dict[str, Any]]:
         """Let the workers hold equally many connections."""
 
+    def certificates(self) -> Deferred[dict[str, Any]]:
+        """Let all workers read the certificates anew, and nothing else; what they are."""
+
     def reopen(self) -> None:
         """Open the log file anew."""
 
@@ -138,6 +141,7 @@ COMMANDS: Mapping[str, Command] = {
         {"count": _whole(1, MAX_WORKERS)},
     ),
     "rebalance": Command(lambda server, given, progress: server.rebalance(progress)),
+    "certificates": Command(lambda server, given, progress: server.certificates()),
     "reopen": Command(lambda server, given, progress: server.reopen()),
     "stop": Command(
         lambda server, given, progress: server.stop(given["graceful"]), {"graceful": _SWITCH}

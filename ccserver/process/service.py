@@ -69,6 +69,7 @@ class ServerService(Service):
         @raise StartError: one of them cannot be opened.
         """
         owner = self._host.owner
+        self._observer.file.is_exposed = owner is not None
         try:
             self._observer.open()
             if owner is not None:

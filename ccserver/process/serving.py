@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
-import resource
 import socket
 from collections.abc import Callable, Iterable
+from functools import partial
 from math import inf
 from time import perf_counter
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 
 from ccserver.app import App, Worker, is_coroutine_function
+from ccserver.certificates import Certificates
 from ccserver.config import Address, Config
+from ccserver.core.addresses import AccessList, AddressLimits, NetworkSet, Origins
 from ccserver.core.carried import Carried
 from ccserver.core.counts import Counts
-from ccserver.core.limits import FloodLimit, Heartbeat, SessionLimits
+from ccserver.core.limits import FloodLimit, Heartbeat, RateAction, SessionLimits
+from ccserver.core.outbox import SendLimits
+from ccserver.core.overload import Load
+from ccserver.core.rates import Rate
 from ccserver.core.session import CloseReason
 from ccserver.errors import StartError
+from ccserver.net.closing import CloseTimeouts
 from ccserver.net.connections import Connection, Connections
 from ccserver.net.dispatch import Dispatch
+from ccserver.net.front import Front
 from ccserver.net.giver import Giver, Report
+from ccserver.net.intake import Intake
+from ccserver.net.keepalive import KeepAlive
+from ccserver.net.pace import Pace, PacedPort
 from ccserver.net.pool import Pool
 from ccserver.net.protocol import PacketFactory
+from ccserver.net.proxied import ProxyTerms
+from ccserver.net.room import FULL, Room
 from ccserver.net.statistics import collect, connection_rows
 from ccserver.net.taker import Taker
+from ccserver.net.tls import TlsTerms
 from ccserver.net.transport import DirectPort
+from ccserver.process.descriptors import allow_descriptors
 from ccserver.process.logs import INFO, ProcessLogger
-
-SPARE_DESCRIPTORS = 64
-"""File descriptors that a worker needs besides its connections."""
+from ccserver.process.renewal import Renewal
 
 STEP = 0.02
 """Seconds between two looks at whether a stopping worker is done."""
+
+OPENING_GRACE = 0.2
+"""Seconds that a hand-over waits for the headers of proxies which have connected just now."""
 
 ABORT_GRACE = 0.2
 """Seconds that cut connections have to be gone."""
@@ -49,6 +64,7 @@ class Server:
     """Serves an application on listening sockets, on any reactor.
 
     @ivar connections: the connections there are.
+    @ivar room: whether there may be more.
     """
 
     log = ProcessLogger()
@@ -80,27 +96,51 @@ class Server:
             counts,
             reactor.seconds,
             limits.heartbeat,
+            first_packet_timeout=limits.first_packet_timeout,
+            packet_timeout=limits.packet_timeout,
+            origins=origins(config),
         )
-        self._pool = Pool(reactor, config.process.threads, config.process.handler_timeout)
-        self._dispatch = Dispatch(app, self._pool, config.net.lane_packets, counts)
+        self._pool = Pool(
+            reactor, config.process.threads, config.process.handler_timeout, config.net.pool_queue
+        )
+        self._dispatch = Dispatch(
+            app, self._pool, config.net.lane_packets, counts, send_limits(config)
+        )
         self._limits = limits
         self._ports: dict[tuple[int, str], Any] = {}  # by slot and address
         self._factories: dict[str, PacketFactory] = {}
+        self._listeners = {str(each.address): each for each in config.listen.listeners}
+        self._certificates = Certificates(config.tls)
+        self._renewal: Renewal | None = None
         self._log_ends = config.log.level >= INFO
         self._takers: set[Taker] = set()
         self._givers: set[Giver] = set()
         self._tried: set[Connection] = set()
         self._tick = LoopingCall(self._check)
         self._tick.clock = reactor
+        net, accept_rate = config.net, _rate(config.security.accept_rate)
+        self._keepalive = KeepAlive(
+            net.keepalive, net.keepalive_interval, net.keepalive_count, net.tcp_user_timeout
+        )
+        self._make_port: Callable[..., DirectPort] = DirectPort
+        if accept_rate is not None:
+            self._make_port = partial(PacedPort, pace=Pace(reactor, accept_rate))
+        self._intake = Intake(reactor)
+        self.room = Room(self.connections, self._intake)
+        self._load: Load | None = None  # once it serves
         self._stopped: Deferred[None] | None = None
         self._deadline = inf  # of what a stop waits for; brought forward by a second stop
 
     async def prepare(self) -> None:
-        """Run the application's start hooks.
+        """Read the certificates, and run the application's start hooks.
 
-        @raise StartError: one of them raised.
+        @raise StartError: a certificate cannot be used, or a hook raised.
         """
-        allow_descriptors(self._config.net.worker_connections + SPARE_DESCRIPTORS)
+        if any(listener.tls for listener in self._config.listen.listeners):
+            self._certificates.load()
+            talkative = self._worker.slot == 0
+            self._renewal = Renewal(self._certificates, self._reactor.seconds, talkative)
+        allow_descriptors(self._config)
         self._pool.start()
         for hook in self._app.worker_start:
             try:
@@ -118,18 +158,33 @@ class Server:
         for address, listening in self._sockets:
             self.listen(self._worker.slot, str(address), listening)
         self._sockets = []
+        self._load = Load(self._reactor.seconds(), self._config.net.overload_lag)
         self._tick.start(1.0, now=True)
 
     def listen(self, slot: int, address: str, listening: socket.socket) -> None:
         """Accept connections from C{listening}, of C{slot}, too; it belongs to us from now on."""
-        port: Any = DirectPort(listening, self.factory(address), self._reactor)
+        if address not in self._listeners:  # of a configuration to come: how, nobody knows here
+            listening.close()
+            return
+        self._keepalive.apply(listening)
+        net = self._config.net
+        port: Any = self._make_port(
+            listening,
+            self._front(address),
+            self._reactor,
+            send_buffer=net.send_buffer,
+            receive_buffer=net.receive_buffer,
+        )
+        self._intake.add(port)
         port.startListening()
         self._ports[slot, address] = port
 
     def listen_no_more(self, slot: int) -> None:
         """Accept no connections from the sockets of C{slot}."""
         for key in [key for key in self._ports if key[0] == slot]:
-            self._ports.pop(key).stopListening()
+            port = self._ports.pop(key)
+            self._intake.remove(port)
+            port.stopListening()
 
     def factory(self, address: str) -> PacketFactory:
         """What makes the connections to C{address}, whether it is listened on or not."""
@@ -142,6 +197,7 @@ class Server:
                 self._dispatch,
                 self._reactor,
                 self._log_ends,
+                timeouts=close_timeouts(self._config),
             )
         return factory
 
@@ -154,13 +210,18 @@ class Server:
     def stop_accepting(self) -> int:
         """Accept what waits, then no more; how many connections there are now."""
         ports, self._ports = self._ports, {}
+        waits = FULL in self._intake.reasons
         for port in ports.values():
             # all that wait, where the port would take as many as came the last time
+            port.pace = None
+            self._intake.remove(port)
             port.numberAccepts = self._config.listen.backlog + 1
-            port.doRead()
+            if not waits:  # they would be refused, and somebody else has room
+                port.doRead()
             port.stopListening()
+        coming = self.connections.hasten_openings()
         self._close_unused()
-        return len(self.connections)
+        return len(self.connections) + coming
 
     async def stop(self, graceful: bool, timeout: float) -> None:
         """Stop accepting, end the connections, run the stop hooks.
@@ -217,7 +278,12 @@ class Server:
 
         Those that could not leave before, and are not to stay, are not tried again.
         """
+        end = self._reactor.seconds() + OPENING_GRACE
+        while self.connections.hasten_openings() and self._reactor.seconds() < end:
+            await deferLater(self._reactor, STEP, lambda: None)
         candidates: list[Any] = [each for each in self.connections if each not in self._tried]
+        if count is not None:  # nobody has to go: those that cannot are not asked
+            candidates = [each for each in candidates if each.reason_to_stay is None]
         given = candidates[:count]
         giver = Giver(self._reactor, channel, self._config.process.handover_timeout)
         self._givers.add(giver)
@@ -227,9 +293,23 @@ class Server:
             self._tried.update(each for each in given if each.session.id in self.connections)
         return report
 
+    def renew_certificates(self) -> str:
+        """Read the certificates anew, without touching connections; what they are.
+
+        @raise StartError: they are wrong, or there are none: what was there before stays.
+        """
+        if self._renewal is None:
+            raise StartError("there is no address with tls")
+        return self._renewal.renew()
+
     def figures(self) -> dict[str, Any]:
         """What a beat tells the master."""
-        return collect(self.connections, self._pool)
+        figures = collect(self.connections, self._pool)
+        figures["full"] = self.room.full or bool(self._intake.reasons)
+        if self._load is not None:
+            figures["lag_ms"] = round(1000 * self._load.lag)
+            figures["overloaded"] = self._load.overloaded
+        return figures
 
     def connection_rows(self) -> list[dict[str, Any]]:
         """What the connections are, a row each."""
@@ -246,13 +326,52 @@ class Server:
     def _check(self) -> None:
         """Look, once a second, at who is silent and what takes too long."""
         try:
+            self._look_at_load()
             self.connections.check_heartbeats()
+            self.connections.check_deadlines()
+            self._dispatch.check(self._reactor.seconds())
+            if self._renewal is not None:
+                self._renewal.look()
             self._pool.check(perf_counter())  # a stock reactor has another clock
         except Exception:  # it goes on at the next turn
             self.log.failure("check of connections and threads")
 
+    def _look_at_load(self) -> None:
+        """Shed new connections while there is too much to do for those there are."""
+        if self._load is None:
+            return
+        before = self._load.overloaded
+        if self._load.look(self._reactor.seconds(), self._pool.crowded) == before:
+            return
+        close = self._config.net.overload_action == "close"
+        if before:
+            self.connections.shedding = False
+            self._intake.open(CloseReason.OVERLOAD)
+            self.log.notice("no longer overloaded: new connections are accepted")
+        else:
+            self.connections.shedding = close
+            if not close:
+                self._intake.close(CloseReason.OVERLOAD)
+            self.log.warn(
+                "overloaded: {lag:.0f} ms late, {queued} jobs wait for a thread: new connections "
+                "{what}",
+                lag=1000 * self._load.lag,
+                queued=self._pool.queued,
+                what="are closed" if close else "wait",
+            )
+
     def _adopt(self, sock: socket.socket, carried: Carried, unsent: list[bytes]) -> None:
         self.factory(carried.server).adopt(sock, carried, unsent)
+
+    def _front(self, address: str) -> PacketFactory | Front:
+        """What makes what the connections that are accepted at C{address} begin with."""
+        sessions, listener = self.factory(address), self._listeners[address]
+        if not (listener.tls or listener.proxy):
+            return sessions
+        listen, tls = self._config.listen, self._config.tls
+        proxy = ProxyTerms(NetworkSet(listen.proxy_from), listen.proxy_timeout)
+        secret = TlsTerms(lambda: self._certificates.context, tls.handshake_timeout)
+        return Front(sessions, proxy if listener.proxy else None, secret if listener.tls else None)
 
     def _close_unused(self) -> None:
         for _, listening in self._sockets:
@@ -265,7 +384,8 @@ class Server:
 
         def look() -> None:
             self.connections.finish_due()
-            left = len(self.connections) or self._pool.unfinished or self._givers
+            connections = len(self.connections) or self.connections.openings
+            left = connections or self._pool.unfinished or self._givers
             if left and self._reactor.seconds() < self._deadline:
                 self._reactor.callLater(STEP, look)
             else:
@@ -300,23 +420,42 @@ def session_limits(config: Config) -> SessionLimits:
         flood=flood if security.flood_kick else None,
         heartbeat=heartbeat if net.heartbeat else None,
         ping_only=net.heartbeat_ping_only,
+        rate=_rate(security.packet_rate, security.packet_burst),
+        address_rate=security.address_packet_rate > 0,
+        rate_action=RateAction(security.packet_rate_action),
+        empty_reads=security.empty_reads,
+        first_packet_timeout=net.first_packet_timeout,
+        packet_timeout=net.packet_timeout,
     )
 
 
-def allow_descriptors(count: int) -> None:
-    """Raise the soft limit of file descriptors to the hard one: C{count} are needed.
+def send_limits(config: Config) -> SendLimits:
+    """How much may wait to be sent, by C{config}."""
+    net = config.net
+    totals = (net.send_queue_total, net.send_queue_total_messages)
+    return SendLimits(*net.send_queue, net.send_queue_messages, *totals, net.send_timeout)
 
-    More than that can be, for a worker adopts the connections of those that there are no more.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if resource.RLIM_INFINITY not in (soft, hard):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        if hard < count:
-            Server.log.warn(
-                "only {hard} file descriptors are allowed, {count} are needed",
-                hard=hard,
-                count=count,
-            )
+
+def close_timeouts(config: Config) -> CloseTimeouts:
+    """How long the end of a connection may take, by C{config}."""
+    net = config.net
+    return CloseTimeouts(net.flush_timeout, net.linger_timeout, config.process.handler_timeout)
+
+
+def origins(config: Config) -> Origins | None:
+    """The clients' addresses, where C{config} asks something of them."""
+    security = config.security
+    limits = AddressLimits(
+        security.connections_per_address,
+        accepts=_rate(security.address_accept_rate),
+        packets=_rate(security.address_packet_rate, security.address_packet_burst),
+    )
+    access = AccessList(security.allow, security.deny)
+    return Origins(limits, access) if limits.any or access else None
+
+
+def _rate(per_second: int, burst: int = 0) -> Rate | None:
+    return Rate(per_second, burst or per_second) if per_second else None
 
 
 def _name(hook: Callable[..., Any]) -> str:

@@ -60,7 +60,7 @@ class SingleProcess(ServerService):
         row = {
             "slot": 0,
             "pid": os.getpid(),
-            "state": "stopping" if self._stopping else "ready",
+            "state": _state(self._stopping, figures),
             "generation": 1,
             "age": round(now - self._started, 1),
             "restarts": 0,
@@ -106,6 +106,14 @@ class SingleProcess(ServerService):
     def stop(self, graceful: bool) -> Deferred[None]:
         self.stop_later(graceful)
         return succeed(None)
+
+    def certificates(self) -> Deferred[Result]:
+        try:
+            if self._server is None:
+                raise OperationFailed("it does not serve yet")
+            return succeed({"certificates": self._server.renew_certificates().split("; ")})
+        except CcserverError as error:
+            return fail(OperationFailed(str(error)))
 
     def set_log_level(self, level: int) -> Deferred[None]:
         self._observer.level = level
@@ -166,3 +174,9 @@ class SingleProcess(ServerService):
                 await self._server.stop(graceful, self._config.process.shutdown_timeout)
 
         return Deferred.fromCoroutine(stop())
+
+
+def _state(stopping: bool, figures: Result) -> str:
+    if stopping:
+        return "stopping"
+    return "overloaded" if figures.get("overloaded") else "ready"

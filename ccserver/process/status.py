@@ -9,7 +9,7 @@ from typing import Any
 
 from ccserver.native import native
 from ccserver.process.fleet import Fleet, Place
-from ccserver.process.workers import WorkerOfMaster
+from ccserver.process.workers import WorkerOfMaster, WorkerState
 
 
 def fleet_status(fleet: Fleet, now: float) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def _row(process: WorkerOfMaster, restarts: int, now: float) -> dict[str, Any]:
     return {
         "slot": process.slot,
         "pid": process.pid,
-        "state": process.state.value,
+        "state": _state(process),
         "generation": process.generation,
         "age": round(now - process.since, 1),
         "connections": process.connections,
@@ -55,10 +55,19 @@ def _row(process: WorkerOfMaster, restarts: int, now: float) -> dict[str, Any]:
         "restarts": restarts,
         **{
             key: figures[key]
-            for key in ("packets", "lane_packets", "pool_queue", "pool_threads", "memory")
+            for key in (
+                *("packets", "lane_packets", "pool_queue", "pool_threads", "memory"),
+                *("lag_ms", "overloaded"),
+            )
             if key in figures
         },
     }
+
+
+def _state(process: WorkerOfMaster) -> str:
+    if process.state is WorkerState.READY and process.figures.get("overloaded"):
+        return "overloaded"
+    return process.state.value
 
 
 def _vacancy(place: Place) -> dict[str, Any]:

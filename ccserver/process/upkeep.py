@@ -14,6 +14,7 @@ from ccserver.core.watch import Watch
 from ccserver.process.administration import Administration
 from ccserver.process.fleet import Fleet
 from ccserver.process.logs import ProcessLogger
+from ccserver.process.relief import Relief
 from ccserver.process.workers import WorkerOfMaster
 
 INTERVAL = 1.0
@@ -37,6 +38,7 @@ class Upkeep:
         self._rules: dict[WorkerOfMaster, RecycleRule] = {}
         self._not_before = 0.0
         self._balanced = reactor.seconds()
+        self._relief = Relief(fleet)
         self._watching = self._loop(self._look_for_blocked)
         self._looking = self._loop(self._look)
 
@@ -72,10 +74,13 @@ class Upkeep:
         watch = self._watches.get(process.config.process.worker_timeout)
         if watch is not None:
             watch.beat(process, self._reactor.seconds())
+        if not self._administration.busy:
+            self._relief.look()
 
     def gone(self, process: WorkerOfMaster) -> None:
         """A worker's process has ended."""
         self._rules.pop(process, None)
+        self._relief.gone(process)
         for watch in self._watches.values():
             watch.remove(process)
 

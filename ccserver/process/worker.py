@@ -21,6 +21,7 @@ from typing import Any
 from setproctitle import setproctitle
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.main import installReactor
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.task import LoopingCall
@@ -28,7 +29,7 @@ from twisted.python.failure import Failure
 
 from ccserver.config import Address, Config
 from ccserver.core.watch import Watch
-from ccserver.errors import AppError, CcserverError
+from ccserver.errors import AppError, CcserverError, StartError
 from ccserver.loading import load_app
 from ccserver.net.giver import Report
 from ccserver.net.reactor import DirectReactor
@@ -44,6 +45,9 @@ EXIT_START, EXIT_APP = 3, 4
 
 ORPHAN_TIMEOUT = 0.5
 """Seconds that a worker without a master takes to answer what it has received."""
+
+HASTE = 0.1
+"""Seconds between two beats that cannot wait for their time."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGQUIT)
 IGNORED = (
@@ -123,6 +127,11 @@ class _Link(link.Line):
         self._process.give_back(slot)
         return {}
 
+    @link.KeepWaiting.responder
+    def keep_waiting(self, wait: bool) -> dict[str, Any]:
+        self._process.keep_waiting(wait)
+        return {}
+
     @link.List.responder
     def list_connections(self, file: int) -> dict[str, Any]:
         try:
@@ -141,6 +150,15 @@ class _Link(link.Line):
     def set_log_level(self, level: int) -> dict[str, Any]:
         self._process.set_log_level(level)
         return {}
+
+    @link.RenewCertificates.responder
+    def renew_certificates(self) -> dict[str, Any]:
+        what = error = ""
+        try:
+            what = self._process.renew_certificates()
+        except StartError as why:
+            error = str(why)
+        return {"what": what[: link.REASON_LIMIT], "error": error[: link.REASON_LIMIT]}
 
     @link.Reopen.responder
     def reopen(self) -> dict[str, Any]:
@@ -193,6 +211,8 @@ class WorkerProcess:
         self._stopping = False
         self._ended = False
         self._noticed = Event()
+        self._hasty: IDelayedCall | None = None
+        self._last_haste = -HASTE
         self._title = self._loop(self._show_title)
         self._pulse = self._loop(self._beat)
 
@@ -249,6 +269,11 @@ class WorkerProcess:
         if self._server is not None:
             self._server.listen_no_more(slot)
 
+    def keep_waiting(self, wait: bool) -> None:
+        """Let new connections wait while there are as many as may be, or close them."""
+        if self._server is not None:
+            self._server.room.wait(wait)
+
     def connection_rows(self) -> list[dict[str, Any]]:
         """What the connections are, a row each."""
         return [] if self._server is None else self._server.connection_rows()
@@ -256,6 +281,15 @@ class WorkerProcess:
     def kick(self, id: int) -> bool:
         """Close a connection; whether there was one."""
         return self._server is not None and self._server.kick(id)
+
+    def renew_certificates(self) -> str:
+        """Read the certificates anew; what they are.
+
+        @raise StartError: they are wrong, or there are none.
+        """
+        if self._server is None:
+            raise StartError("it does not serve yet")
+        return self._server.renew_certificates()
 
     def set_log_level(self, level: int) -> None:
         """Log up to C{level}, 0 to 8."""
@@ -289,6 +323,8 @@ class WorkerProcess:
             await self._fail(EXIT_APP if isinstance(error, AppError) else EXIT_START, str(error))
             return
         self._server = server
+        server.room.on_change = self._beat_soon
+        server.room.wait(config.process.workers > 1)  # until the master knows who has room
         server.set_log_level(self.observer.level)
         if not self._stopping:
             with suppress(ConnectionLost, ConnectionDone):  # stopped before it was answered
@@ -337,6 +373,18 @@ class WorkerProcess:
         """Tell the master how we are: from the reactor itself, which may be blocked."""
         figures = self._server.figures() if self._server is not None else {}
         self._link.callRemote(link.Beat, figures=json.dumps(figures))
+
+    def _beat_soon(self) -> None:
+        """Tell the master, which should know at once, but at most every L{HASTE} seconds."""
+        if self._hasty is None and not self._stopping:
+            wait = max(0.0, self._last_haste + HASTE - self._reactor.seconds())
+            self._hasty = self._reactor.callLater(wait, self._beat_in_haste)
+
+    def _beat_in_haste(self) -> None:
+        self._hasty = None
+        self._last_haste = self._reactor.seconds()
+        if not self._stopping and not self._noticed.is_set():
+            self._beat()
 
     def _loop(self, function: Callable[[], None]) -> LoopingCall:
         def run() -> None:

@@ -227,6 +227,10 @@ class WorkerOfMaster(ProcessProtocol):
         """Let it accept from the sockets of another C{slot} no more."""
         self._tell(link.Return, slot=slot)
 
+    def keep_waiting(self, wait: bool) -> None:
+        """Let connections beyond C{worker_connections} wait, as others have room, or close."""
+        self._tell(link.KeepWaiting, wait=wait)
+
     def connection_rows(self) -> Deferred[list[dict[str, Any]]]:
         """A row for each of its connections; none if it does not answer."""
         try:
@@ -248,6 +252,13 @@ class WorkerOfMaster(ProcessProtocol):
         """Close a connection; fires with whether there was one."""
         return self._ask(link.Kick, ANSWER_TIMEOUT, id=id).addCallbacks(
             lambda answer: bool(answer["found"]), lambda failure: False
+        )
+
+    def renew_certificates(self) -> Deferred[tuple[str, str]]:
+        """Let it read the certificates anew; fires with what they are, and why it could not."""
+        return self._ask(link.RenewCertificates, ANSWER_TIMEOUT).addCallbacks(
+            lambda answer: (answer["what"], answer["error"]),
+            lambda failure: ("", f"{self}, does not answer"),
         )
 
     def set_log_level(self, level: int) -> None:

@@ -21,17 +21,18 @@ from tests import postgresql
 CHEAP = DatabaseSettings(hash_time_cost=1, hash_memory=8 << 10, hash_threads=2)
 """Password hashes of 50 microseconds."""
 
+UNLIMITED = "WrongLogins = 0\nAddressWrongLogins = 0\nNameWrongLogins = 0\n"
+"""Lines of a configuration: as many wrong logins as one likes."""
 
-def session() -> Session:
+
+def session(peer: str = "127.0.0.1:5000") -> Session:
     """A connection that nobody is logged in on."""
-    return Session(
-        id=1, peer="127.0.0.1:5000", server="127.0.0.1:5678", limits=SessionLimits(), now=0.0
-    )
+    return Session(id=1, peer=peer, server="127.0.0.1:5678", limits=SessionLimits(), now=0.0)
 
 
 def worker(folder: str, info: str = "", cost: str = "HashTimeCost = 1") -> Worker:
-    """A worker whose log stands in C{folder}."""
-    text = f"DBInfo = {info}\nHashMemory = 8KiB\n{cost}\n"
+    """A worker whose log stands in C{folder}; of equal keys, those of C{cost} count."""
+    text = f"DBInfo = {info}\n{cost}\nHashMemory = 8KiB\n{UNLIMITED}"
     return Worker(slot=0, config=Config.parse(text, base=folder))
 
 

@@ -67,6 +67,12 @@ class FormTests(SynchronousTestCase):
         for info in ("://secret", "postgresql://u:secret@h:port/d"):
             self.assert_refused(info, "DBInfo is not a URL")
 
+    def test_a_password_that_is_torn_by_a_mark_of_its_own_is_refused(self):
+        for info in ("postgresql://u:sec@secret@h/d", "postgresql://u:@secret@h:1/d"):
+            self.assert_refused(info, "written as %40")
+        url = database_url("postgresql://u:sec%40secret@h/d", LOG)
+        self.assertEqual((url.password, url.host), ("sec@secret", "h"))
+
     def test_sqlite_without_a_file_is_refused(self):
         for info in ("sqlite://", "sqlite:///:memory:", "sqlite://host/a", "sqlite:///a?mode=ro"):
             self.assert_refused(info, "sqlite:///FILE")

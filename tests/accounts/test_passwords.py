@@ -8,7 +8,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.accounts.passwords import Passwords
-from tests.accounts.support import CHEAP, in_threads
+from tests.accounts.support import CHEAP, in_threads, wait_until
 
 
 class PasswordTests(SynchronousTestCase):
@@ -45,6 +45,28 @@ class PasswordTests(SynchronousTestCase):
         dearer = Passwords(dataclasses.replace(CHEAP, hash_time_cost=2))
         self.assertFalse(self.passwords.is_outdated(self.passwords.hash("secret")))
         self.assertTrue(dearer.is_outdated(self.passwords.hash("secret")))
+
+    def test_so_many_threads_compute_them_all_and_keep_their_memory(self):
+        threads = set()
+        real = argon2.PasswordHasher.verify
+
+        def noted(hasher: argon2.PasswordHasher, *arguments: str) -> bool:
+            threads.add(threading.get_ident())
+            return real(hasher, *arguments)
+
+        self.patch(argon2.PasswordHasher, "verify", noted)
+        passwords = Passwords(CHEAP)
+        in_threads(10, lambda _: [passwords.verify(None, "secret") for _ in range(10)])
+        self.assertLessEqual(len(threads), CHEAP.hash_threads)
+        self.assertNotIn(threading.get_ident(), threads)
+
+    def test_its_threads_end_with_it(self):
+        before = threading.active_count()
+        passwords = [Passwords(CHEAP)]
+        in_threads(10, lambda _: passwords[0].hash("secret"))
+        self.assertGreater(threading.active_count(), before)
+        passwords.clear()
+        wait_until(lambda: threading.active_count() <= before)
 
     def test_no_more_are_computed_at_once_than_allowed(self):
         running, most, lock = 0, 0, threading.Lock()

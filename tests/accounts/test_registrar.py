@@ -4,9 +4,61 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ccserver.accounts.registrar import is_name, is_password
+from ccserver.accounts.messages import Result
+from ccserver.accounts.registrar import Registrar, is_name, is_password
 
 BAD = ["", " ", "\t", "a\0b", "a\nb", "\x7f", "\x85", "\x1b[31m", "a\udcffb", "\ud800"]
+BAD += ["a\u2028b", "a\u2029b", "x" * 60_000, "\n" * 60_000]
+
+
+class EmptyStore:
+    """A store without accounts, which remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def find(self, name: str) -> str | None:
+        self.asked.append(name)
+        return NOBODYS if name == "" else None
+
+
+class NotedPasswords:
+    """Hashes nothing, and remembers what was to be hashed."""
+
+    def __init__(self) -> None:
+        self.hashed: list[str] = []
+
+    def verify(self, stored: str | None, password: str) -> bool:
+        self.hashed.append(password)
+        return stored is not None
+
+    def hash(self, password: str) -> str:
+        self.hashed.append(password)
+        return ""
+
+
+NOBODYS = "a hash that somebody has put beside an empty name"
+
+
+class BoundTests(SynchronousTestCase):
+    """What an account cannot have is neither hashed nor looked for."""
+
+    def setUp(self) -> None:
+        self.store, self.passwords = EmptyStore(), NotedPasswords()
+        self.registrar = Registrar(self.store, self.passwords)
+
+    def test_a_login_with_it_does_the_usual_work_for_nothing(self):
+        for bad in BAD:
+            self.assertFalse(self.registrar.login(bad, "secret"), repr(bad[:20]))
+            self.assertFalse(self.registrar.login("bob", bad), repr(bad[:20]))
+        self.assertEqual(set(self.store.asked), {""})
+        self.assertEqual(self.passwords.hashed, [""] * 2 * len(BAD))
+
+    def test_a_registration_of_it_does_nothing(self):
+        for bad in BAD:
+            for credentials in ((bad, "secret"), ("bob", bad)):
+                self.assertEqual(self.registrar.register(*credentials), Result.NOT_ACCEPTABLE)
+        self.assertEqual((self.store.asked, self.passwords.hashed), ([], []))
 
 
 class RuleTests(SynchronousTestCase):

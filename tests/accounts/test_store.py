@@ -155,6 +155,56 @@ class StoreTests:
         self.assertNotIn("\n", line)
 
 
+class ForeignConstraintTests:
+    """An administrator has forbidden some rows: it is told, without what is in them."""
+
+    def test_an_account_that_is_forbidden_is_unavailable(self):
+        store = self.restricted()
+        with capturedLogs() as events:
+            self.assertRaises(Unavailable, store.add, "eve", "$argon2id$sesame")
+        self.assert_told(events)
+        self.assertIsNone(store.find("eve"))
+        self.assertTrue(store.add("bob", "hash"))
+
+    def test_a_hash_that_is_forbidden_is_unavailable(self):
+        store = self.restricted()
+        store.add("bob", "hash")
+        with capturedLogs() as events:
+            self.assertRaises(Unavailable, store.replace, "bob", "hash", "$argon2id$sesame")
+        self.assert_told(events)
+        self.assertEqual(store.find("bob"), "hash")
+
+    def restricted(self) -> Store:
+        self.execute(
+            "CREATE TABLE accounts (id INTEGER PRIMARY KEY " + self.GENERATED + ", "
+            "username TEXT NOT NULL UNIQUE, created_at TIMESTAMP NOT NULL, "
+            "password_hash TEXT NOT NULL CONSTRAINT no_argon2 CHECK (password_hash LIKE 'h%'))"
+        )
+        store = Store(database_url(self.info, os.path.join(self.folder, "log")), 2)
+        self.addCleanup(store.close)
+        return store
+
+    def assert_told(self, events) -> None:
+        (line,) = [formatEvent(event) for event in events]
+        self.assertIn("no_argon2", line)
+        self.assertNotIn("sesame", line)
+        self.assertNotIn("eve", line)
+
+
+class SqliteForeignConstraintTests(OnSqlite, ForeignConstraintTests, SynchronousTestCase):
+    GENERATED = ""
+
+    def execute(self, statement: str) -> None:
+        self.rows(statement)
+
+
+class PostgresqlForeignConstraintTests(OnPostgresql, ForeignConstraintTests, SynchronousTestCase):
+    GENERATED = "GENERATED ALWAYS AS IDENTITY"
+
+    def execute(self, statement: str) -> None:
+        self.rows(statement)
+
+
 class SqliteStoreTests(OnSqlite, StoreTests, SynchronousTestCase):
     def mode(self, path: str) -> int:
         return os.stat(path).st_mode & 0o777

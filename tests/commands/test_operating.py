@@ -31,6 +31,11 @@ class RequestTests(CommandCase):
             self.assertEqual(self.output(*arguments), "")
             self.assertEqual(server.requests, [request])
 
+    def test_certificates_are_shown_a_line_each(self):
+        server = self.serve([{"result": {"certificates": ["a until 2027", "b\x1b until 2028"]}}])
+        self.assertEqual(self.output("certificates"), "a until 2027\nb\\x1b until 2028\n")
+        self.assertEqual(server.requests, [{"command": "certificates"}])
+
     def test_levels_are_those_of_the_log(self):
         self.assertEqual(operating.LEVELS, LEVELS)
 
@@ -235,6 +240,7 @@ class RealServerTests(CommandCase):
             ["status"],
             ["connections", "--peer", "10.0.0.0/8", "--worker", "1", "--sort", "age"],
             ["kick", "7"],
+            ["certificates"],
             ["reopen"],
             ["log", "level", "debug"],
             ["reload"],
@@ -248,7 +254,7 @@ class RealServerTests(CommandCase):
         self.assertEqual(
             names,
             [
-                *("status", "connections", "kick", "reopen", "log_level"),
+                *("status", "connections", "kick", "certificates", "reopen", "log_level"),
                 *("reload", "upgrade", "workers", "rebalance", "stop"),
             ],
         )

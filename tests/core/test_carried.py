@@ -27,7 +27,13 @@ CARRIED = Carried(
     incomplete=b"\x00\x10",
     pending=[(1, b"one"), (0xFFFF, b"")],
     state=b"N",
+    rate=(-3.5, 1001.0),
+    begun=1001.25,
 )
+
+
+LATER = {"rate", "begun"}
+"""What the first version did not carry."""
 
 
 class CarriedTests(SynchronousTestCase):
@@ -42,7 +48,7 @@ class CarriedTests(SynchronousTestCase):
         self.assertEqual(Carried.load(data), CARRIED)
 
     def test_what_is_missing_is_named(self):
-        for name in asdict(CARRIED):
+        for name in asdict(CARRIED).keys() - LATER:
             values = asdict(CARRIED)
             del values[name]
             error = self.assertRaises(ValueError, Carried.load, plain.dump(values, "it", 10000))
@@ -56,6 +62,8 @@ class CarriedTests(SynchronousTestCase):
             "started": {3},
             "heard": {2, 3},
             "flood": {2},
+            "rate": {2},
+            "begun": {2, 3},
         }
         for name in asdict(CARRIED):
             for number, value in enumerate(wrong):
@@ -64,6 +72,20 @@ class CarriedTests(SynchronousTestCase):
                 data = plain.dump({**asdict(CARRIED), name: value}, "it", 10000)
                 error = self.assertRaises(ValueError, Carried.load, data)
                 self.assertIn(name, str(error))
+
+    def test_a_time_is_one_that_can_be(self):
+        for never in (float("inf"), float("-inf"), float("nan")):
+            for more in ({"started": never}, {"heard": never}, {"flood": (never, 1)}):
+                data = plain.dump({**asdict(CARRIED), **more}, "it", 10000)
+                error = self.assertRaises(ValueError, Carried.load, data)
+                self.assertIn(next(iter(more)), str(error))
+
+    def test_what_an_older_version_did_not_know_is_not_missed(self):
+        values = asdict(CARRIED)
+        for name in LATER:
+            del values[name]
+        loaded = Carried.load(plain.dump(values, "it", 10000))
+        self.assertEqual(loaded, replace(CARRIED, rate=None, begun=None))
 
     def test_what_is_none_at_all_is_an_error(self):
         for value in (None, [], 5):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from ccserver.core.addresses import AddressLimits, Origin
 from ccserver.core.carried import Carried
 from ccserver.core.framing import Packet, encode
-from ccserver.core.limits import FloodLimit, Heartbeat, SessionLimits
+from ccserver.core.limits import FloodLimit, Heartbeat, RateAction, SessionLimits
+from ccserver.core.outbox import Overflow
+from ccserver.core.rates import Rate
 from ccserver.core.session import CloseReason, Session
-from ccserver.errors import NotCarried, PacketTooLong
+from ccserver.errors import NotCarried, PacketTooLong, SessionClosed
 from ccserver.message import Message, field
 from tests.core.test_framing import header, spoiled
 
@@ -30,12 +34,17 @@ class Outlet:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.closes = 0
+        self.policies: list[tuple[Overflow, Hashable]] = []
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frame: bytes, overflow: Overflow, key: Hashable) -> None:
         self.sent.append(frame)
+        self.policies.append((overflow, key))
 
     def close(self) -> None:
         self.closes += 1
+
+    def room(self) -> None:
+        """There is always some."""
 
 
 def session(limits: SessionLimits | None = None, now: float = 0.0) -> Session:
@@ -59,6 +68,24 @@ class HandlersViewTests(SynchronousTestCase):
         self.session.state["user"] = "ada"
         self.assertEqual(self.session.state, {"user": "ada"})
         self.assertEqual(session().state, {})
+
+    def test_a_packet_may_have_a_policy(self):
+        self.session.send(9, b"a")
+        self.session.send(9, b"b", "drop_old")
+        self.session.send(9, b"c", overflow=Overflow.LATEST, key=("x", 1))
+        policies = [(Overflow.CLOSE, None), (Overflow.DROP_OLD, None), (Overflow.LATEST, ("x", 1))]
+        self.assertEqual(self.outlet.policies, policies)
+        self.assertRaises(ValueError, self.session.send, 9, b"", "drop")
+
+    def test_where_there_is_room_nobody_waits_for_it(self):
+        sending = self.session.send_async(9, b"hello")
+        self.assertRaises(StopIteration, sending.send, None)
+        self.assertEqual(self.outlet.sent, [encode(9, b"hello")])
+
+    def test_where_nobody_can_be_sent_to_that_is_told(self):
+        self.session.attach(None)
+        self.session.send(9, b"nothing happens")
+        self.assertRaises(SessionClosed, self.session.send_async(9, b"").send, None)
 
     def test_bytes_are_sent_as_a_packet(self):
         self.session.send(9, b"hello")
@@ -101,18 +128,29 @@ class CloseReasonTests(SynchronousTestCase):
         self.assertEqual(
             sorted(map(str, CloseReason)),
             [
+                "address_limit",
+                "address_rate",
                 "bad_crc",
                 "bad_length",
                 "client_closed",
                 "client_reset",
                 "connection_limit",
+                "denied",
                 "drain",
+                "first_packet_timeout",
                 "flood",
                 "handler",
                 "handover",
                 "idle",
                 "kicked",
+                "overload",
+                "packet_timeout",
+                "proxy",
+                "rate",
+                "send_queue_full",
+                "send_timeout",
                 "shutdown",
+                "tls",
                 "truncated",
             ],
         )
@@ -275,6 +313,166 @@ class CountTests(SynchronousTestCase):
         self.assertEqual((it.packets_in, it.bytes_in), (2, 18))
 
 
+class RateTests(SynchronousTestCase):
+    """A session whose packets have a rate of 10 a second, and 20 at once."""
+
+    def session(self, action: RateAction = RateAction.DELAY, address: bool = False) -> Session:
+        rate = Rate(10, 20)
+        limits = SessionLimits(
+            rate=None if address else rate, address_rate=address, rate_action=action
+        )
+        it = session(limits)
+        if address:
+            it.origin = Origin("192.0.2.1", AddressLimits(packets=rate), 0.0)
+        return it
+
+    def send(self, it: Session, count: int, now: float) -> int:
+        """How many of C{count} packets that come at C{now} are let through."""
+        return len(read(it, encode(1) * count, now))
+
+    def test_what_it_lets_through_is_let_through_at_once(self):
+        for address in (False, True):
+            it = self.session(address=address)
+            self.assertEqual(self.send(it, 20, 0.0), 20)
+            self.assertIsNone(it.excess)
+            self.assertEqual([self.send(it, 1, n / 10) for n in range(1, 50)], [1] * 49)
+            self.assertIsNone(it.excess)
+
+    def test_the_others_wait_in_order(self):
+        for address in (False, True):
+            it = self.session(address=address)
+            data = b"".join(encode(1, bytes([n])) for n in range(50))
+            packets = read(it, data, 0.0)
+            self.assertEqual(len(packets), 20)
+            self.assertAlmostEqual(it.wait(0.0), 0.1)
+            packets += it.release(0.51)
+            self.assertEqual(len(packets), 25)
+            packets += it.release(10.0)
+            self.assertEqual(len(packets), 45)
+            packets += it.release(20.0)
+            self.assertEqual([body[0] for _, body in packets], list(range(50)))
+            self.assertIsNone(it.excess)
+
+    def test_what_comes_while_others_wait_waits_behind_them(self):
+        it = self.session()
+        self.send(it, 30, 0.0)
+        self.assertEqual(self.send(it, 5, 60.0), 0)
+        self.assertEqual(len(it.release(60.0)), 15)
+
+    def test_those_that_are_dropped_take_no_token(self):
+        it = self.session(RateAction.DROP)
+        self.assertEqual(self.send(it, 1000, 0.0), 20)
+        self.assertEqual(len(it.take_excess()), 980)
+        self.assertEqual(self.send(it, 5, 0.21), 2)
+
+    def test_who_is_to_be_kicked_has_what_was_let_through_answered(self):
+        it = self.session(RateAction.KICK)
+        self.assertEqual(self.send(it, 21, 0.0), 20)
+        self.assertIs(it.close_reason, CloseReason.RATE)
+        self.assertIsNone(it.excess)
+
+    def test_packets_with_a_wrong_checksum_count(self):
+        it = self.session()
+        self.assertEqual(len(read(it, spoiled(1, b"x") * 15 + encode(1) * 10, 0.0)), 5)
+
+    def test_nobody_sends_more_of_them_than_the_rate_either(self):
+        for action in (RateAction.DELAY, RateAction.KICK):
+            it = self.session(action)
+            read(it, spoiled(1, b"x") * 100, 0.0)
+            if action is RateAction.KICK:
+                self.assertIs(it.close_reason, CloseReason.RATE)
+                continue
+            self.assertEqual(it.excess, [])
+            self.assertAlmostEqual(it.wait(0.0), 8.1)
+            self.assertEqual(it.release(7.9), [])
+            self.assertEqual(it.excess, [])
+            it.release(8.1)
+            self.assertIsNone(it.excess)
+
+    def test_the_lower_of_two_rates_holds(self):
+        limits = SessionLimits(rate=Rate(10, 20), address_rate=True)
+        it = session(limits)
+        it.origin = Origin("192.0.2.1", AddressLimits(packets=Rate(1, 5)), 0.0)
+        self.assertEqual(self.send(it, 30, 0.0), 5)
+        self.assertAlmostEqual(it.wait(0.0), 1.0)
+
+    def test_two_connections_of_an_address_share_its_rate(self):
+        one, other = self.session(address=True), self.session(address=True)
+        other.origin = one.origin
+        self.assertEqual([self.send(one, 15, 0.0), self.send(other, 15, 0.0)], [15, 5])
+
+    def test_what_is_let_through_beyond_is_owed(self):
+        it = self.session()
+        self.send(it, 40, 0.0)
+        excess = it.take_excess()
+        it.repay(len(excess))
+        self.assertAlmostEqual(it.wait(0.0), 2.1)
+
+    def test_nothing_waits_once_it_ends(self):
+        it = self.session()
+        self.send(it, 40, 0.0)
+        it.stop(CloseReason.IDLE)
+        self.assertIsNone(it.excess)
+
+    @given(
+        st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3000)), max_size=30),
+        st.integers(1, 50),
+        st.integers(1, 40),
+    )
+    @settings(deadline=None)
+    def test_all_come_through_in_order_and_never_more_than_the_rate_allows(
+        self, reads: list[tuple[int, int]], rate: int, burst: int
+    ):
+        it = session(SessionLimits(rate=Rate(rate, burst)))
+        capacity = Rate(rate, burst).capacity
+        now, sent, through = 0.0, 0, []
+        for count, pause in reads:
+            now += pause / 1000
+            through += it.release(now) if it.excess is not None else []
+            if it.excess is None:  # else nothing is read
+                data = b"".join(encode(n) for n in range(sent, sent + count))
+                through += read(it, data, now)
+                sent += count
+            self.assertLessEqual(len(through), capacity + now * rate + 1e-6)
+            # nothing is held back that there are tokens for
+            if it.excess:
+                self.assertGreater(it.wait(now), 0)
+        while it.excess is not None:
+            now += it.wait(now) + 1e-9
+            through += it.release(now)
+        self.assertEqual([code for code, _ in through], list(range(sent)))
+
+
+class EmptyReadTests(SynchronousTestCase):
+    """A session of which 10 reads a second may complete no packet."""
+
+    def setUp(self):
+        self.session = session(SessionLimits(empty_reads=10))
+
+    def test_ten_at_once_are_let_through_and_the_next_closes(self):
+        for _ in range(10):
+            self.session.came_little(1, 5.0)
+        self.assertIsNone(self.session.close_reason)
+        self.session.came_little(1, 5.0)
+        self.assertIs(self.session.close_reason, CloseReason.FLOOD)
+
+    def test_ten_a_second_are_always_let_through(self):
+        for n in range(1000):
+            self.session.came_little(1, n / 10)
+        self.assertIsNone(self.session.close_reason)
+
+    def test_long_reads_do_not_count(self):
+        for _ in range(1000):
+            self.session.came_little(512, 5.0)
+        self.assertIsNone(self.session.close_reason)
+
+    def test_without_the_limit_nothing_does(self):
+        it = session()
+        for _ in range(1000):
+            it.came_little(1, 5.0)
+        self.assertIsNone(it.close_reason)
+
+
 class CarryTests(SynchronousTestCase):
     def carried_to(self, it: Session, limits: SessionLimits, now: float = 2.0) -> Session:
         """The session that goes on elsewhere."""
@@ -334,8 +532,10 @@ class CarryTests(SynchronousTestCase):
         self.assertEqual((other.packets_in, other.decoder.buffered), (1, 0))
 
     def test_a_complete_packet_is_none_that_is_incomplete(self):
-        carried = replace(session().carry([], b"d\0\0\0\0"), incomplete=encode(1, b"x"))
-        self.assertRaises(ValueError, Session.adopt, carried, SessionLimits(), 0.0)
+        good, spoiled = encode(1, b"x"), encode(1, b"x")[:-1] + b"?"
+        for complete in (good, spoiled, spoiled + good):
+            carried = replace(session().carry([], b"d\0\0\0\0"), incomplete=complete)
+            self.assertRaises(ValueError, Session.adopt, carried, SessionLimits(), 0.0)
 
     def test_a_state_without_names_is_none(self):
         for state in (b"N", b"?", b""):

@@ -38,6 +38,7 @@ from tests.functional.codes import (
     TALLY_IN_THREAD,
     THREAD,
     TOO_LONG,
+    WHO,
     WRONG_TYPE,
 )
 
@@ -79,6 +80,11 @@ async def echo_after_a_turn(session: Session, request: bytes) -> bytes:
 @echo.message(PID)
 async def process_id(session: Session, request: bytes) -> bytes:
     return b"%d" % os.getpid()
+
+
+@echo.message(WHO)
+async def who(session: Session, request: bytes) -> bytes:
+    return session.peer.encode()
 
 
 @echo.message(SLEEP)

@@ -10,7 +10,13 @@ import subprocess
 import sys
 from typing import Any
 
-from tests.functional.server import ROOT, ServerProcess, wait_until
+from tests.functional.server import (
+    ROOT,
+    ServerProcess,
+    descriptors,
+    listening_sockets,
+    wait_until,
+)
 
 
 class Refused(Exception):
@@ -86,15 +92,24 @@ class Operator:
             raise AssertionError(f"{signal.Signals(number).name}: {self.server.log[-1000:]}")
 
 
-def resources(server: ServerProcess) -> dict[str, Any]:
-    """What leaks would show in: processes, descriptors of the master, listening sockets."""
+def resources(server: ServerProcess) -> dict[str, int]:
+    """What leaks would show in: processes, their descriptors, listening sockets."""
     return {
         "processes": len(server.processes()),
-        "descriptors": len(os.listdir(f"/proc/{server.master}/fd")),
+        "descriptors of the master": _open(server.master),
+        "descriptors of the workers": sum(map(_open, server.workers().values())),
+        "listening sockets": len(listening_sockets(server.port)),
     }
 
 
-def settle_resources(server: ServerProcess, expected: dict[str, Any]) -> None:
+def _open(pid: int) -> int:
+    try:
+        return len(descriptors(pid))
+    except FileNotFoundError:  # it has just ended
+        return 0
+
+
+def settle_resources(server: ServerProcess, expected: dict[str, int]) -> None:
     """Wait until what is held is no more than C{expected}."""
     wait_until(
         lambda: all(resources(server)[key] <= value for key, value in expected.items()),

@@ -12,14 +12,19 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.functional import apps
 from tests.functional.operator import Operator
-from tests.functional.server import ServerProcess, measured, wait_until
+from tests.functional.server import ServerProcess, measured, title, wait_until
 from tests.functional.traffic import Traffic
 
-CONNECTIONS = 300
-KILLS = 24
-MASTER_KILLS = 6
-LONGEST = 0.7
-"""Seconds, about, that a reload takes: the moments are spread over it."""
+CONNECTIONS = 600
+KILLS = 22
+MASTER_KILLS = 5
+UPGRADE_KILLS = 3
+EARLY = 5
+"""Every so many kills, one comes while the new workers still start."""
+
+LONGEST = 0.25
+"""Seconds, about, that so many connections take to be handed over: the moments are spread over it,
+from its begin on, which is seen and not guessed."""
 
 ALLOWED = {"reset", "closed"}
 """What may happen to connections of a process that is killed."""
@@ -32,33 +37,43 @@ class KillTests(SynchronousTestCase):
         self.addCleanup(self.server.close)
         self.server.start()
         self.operator = Operator(self.server)
+        self.hits = 0  # kills in the middle of a hand-over
 
-    def kill_at_random(self, choose):
-        """Begin a reload, and at some moment of it kill a worker that C{choose} picks."""
+    def rows(self):
+        return self.operator.status()["workers"]
+
+    def is_handing_over(self):
+        return any(row["state"] == "leaving" for row in self.rows())
+
+    def wait_for_moment(self, number):
+        """Begin a reload and wait for a moment at random, of its hand-over but for a few."""
         self.server.send_signal(signal.SIGHUP)
+        if number % EARLY:
+            wait_until(self.is_handing_over, "the hand-over")
         moment = time.monotonic() + self.random.uniform(0, LONGEST)
-        wait_until(lambda: time.monotonic() > moment, "the moment")
-        pid = choose()
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        while time.monotonic() < moment:
+            pass  # to the millisecond
+
+    def kill(self, pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def kill_worker(self, number):
+        """Begin a reload, and kill an old worker or a new one at some moment of it."""
+        old = set(self.server.workers().values())
+        self.wait_for_moment(number)
+        rows = self.rows()
+        pids = [row["pid"] for row in rows if (row["pid"] in old) != bool(number % 2)]
+        if pids:
+            self.kill(self.random.choice(pids))
+            self.hits += any(row["state"] == "leaving" for row in rows)
         self.operator.wait_for_rest()
 
     def test_workers_killed_at_random_moments_of_reloads(self):
         begun = time.monotonic()
         with Traffic(self.server.port, CONNECTIONS, reconnect=True) as traffic:
             for number in range(KILLS):
-                pids = self.server.workers()
-
-                def old(pids=pids):
-                    return self.random.choice(list(pids.values()))
-
-                def new(pids=pids):
-                    rows = self.operator.status()["workers"]
-                    pids = [row["pid"] for row in rows if row["pid"] not in pids.values()]
-                    return self.random.choice(pids) if pids else None
-
-                self.kill_at_random(new if number % 2 else old)
+                self.kill_worker(number)
                 counts = traffic.counts()
                 self.assertLessEqual(set(counts.errors), ALLOWED, counts.details)
             wait_until(lambda: traffic.counts().open == CONNECTIONS, "all to be connected again")
@@ -66,26 +81,59 @@ class KillTests(SynchronousTestCase):
         self.assertLessEqual(set(counts.errors), ALLOWED, counts.details)
         measured(f"{KILLS} kills of workers in reloads, seconds", time.monotonic() - begun)
         measured("connections that ended in them", float(sum(counts.errors.values())))
+        measured("kills that met a hand-over", self.hits)
+        self.assertGreater(self.hits, KILLS // 3, "the moments miss the hand-overs")
         self.assertEqual(len(self.server.workers()), 2)
 
     def test_masters_killed_at_random_moments_of_reloads(self):
         with Traffic(self.server.port, CONNECTIONS, reconnect=True) as traffic:
             for number in range(MASTER_KILLS):
-                self.server.send_signal(signal.SIGHUP)
-                moment = time.monotonic() + self.random.uniform(0, LONGEST)
-                wait_until(lambda moment=moment: time.monotonic() > moment, "the moment")
-                os.kill(self.server.master, signal.SIGKILL)
+                self.wait_for_moment(number)
+                self.kill(self.server.master)
                 self.server.wait()
-                wait_until(self.server.is_gone, "the workers to be gone", 10)
-                self.server.launch()
-                wait_until(
-                    lambda number=number: self.server.log.count(" ready: ") == number + 2,
-                    "the server to be back",
-                )
-                counts = traffic.counts()
-                self.assertLessEqual(set(counts.errors), ALLOWED | {"refused"}, counts.details)
+                self.restart(traffic)
             wait_until(lambda: traffic.counts().open == CONNECTIONS, "all to be connected again")
             counts = traffic.stop()
         self.assertLessEqual(set(counts.errors), ALLOWED | {"refused"}, counts.details)
         with self.server.connect() as client:
             client.ask(apps.PING)
+
+    def restart(self, traffic):
+        """Start the server again that has no master any more."""
+        wait_until(lambda: not self.server.processes(), "the workers to be gone", 10)
+        ready = self.server.log.count(" ready: ")
+        self.server.launch()
+        wait_until(lambda: self.server.log.count(" ready: ") > ready, "the server to be back")
+        counts = traffic.counts()
+        self.assertLessEqual(set(counts.errors), ALLOWED | {"refused"}, counts.details)
+
+    def test_a_new_master_killed_before_it_is_one_is_not_noticed(self):
+        old, workers = self.server.master, self.server.workers()
+        with Traffic(self.server.port, CONNECTIONS) as traffic:
+            for _ in range(UPGRADE_KILLS):
+                failed = self.server.log.count(" upgrade failed: ")
+                self.server.send_signal(signal.SIGUSR2)
+                (new,) = wait_until(self.new_masters, "the new master")
+                moment = time.monotonic() + self.random.uniform(0, LONGEST)
+                while time.monotonic() < moment:
+                    pass
+                self.kill(new)
+                wait_until(
+                    lambda failed=failed: self.server.log.count(" upgrade failed: ") > failed,
+                    "the upgrade to fail",
+                )
+                wait_until(lambda: len(self.server.processes()) == 3, "its workers to be gone")
+                counts = traffic.counts()
+                self.assertEqual((counts.errors, counts.open), ({}, CONNECTIONS), counts.details)
+            counts = traffic.stop()
+        self.assertEqual((counts.errors, counts.owed), ({}, 0), counts.details)
+        self.assertEqual((self.operator.status()["pid"], self.server.workers()), (old, workers))
+        self.assertEqual(int(self.server.read("twistd.pid")), old)
+
+    def new_masters(self):
+        known = {self.server.master, *self.server.workers().values()}
+        return [
+            pid
+            for pid in self.server.processes()
+            if pid not in known and "worker" not in title(pid) and title(pid)
+        ][:1]

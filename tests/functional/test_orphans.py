@@ -9,7 +9,7 @@ import sys
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.functional.server import ROOT
+from tests.functional.server import ROOT, TWISTD, ServerProcess, wait_until
 
 ADOPTING = """
 import ctypes, json, os, sys
@@ -74,3 +74,46 @@ class OrphanTests(SynchronousTestCase):
         self.assertIsNotNone(told, "zombies were left after 20 seconds")
         self.assertEqual((told["before"], told["adopts"]), (False, True))
         self.assertEqual(told["own"], [5] * 4)
+
+
+AS_PROCESS_1 = (
+    "import ctypes, os, sys\n"
+    "assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0\n"
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+)
+"""Orphans go to a subreaper as they go to process 1, which only root could make of a server."""
+
+
+class AdoptingServer(ServerProcess):
+    def command(self):
+        return (sys.executable, "-c", AS_PROCESS_1, *TWISTD[1:])
+
+
+class ServerTests(SynchronousTestCase):
+    APP = b"""
+import subprocess
+from ccserver import App, Session
+
+app = App()
+
+@app.message(1)
+def make_an_orphan(session: Session, status: bytes) -> bytes:
+    # it outlives the shell, its parent, by a little
+    script = "(sleep 0.1; exit $0) >/dev/null & echo $!"
+    return subprocess.run(["sh", "-c", script, status], stdout=subprocess.PIPE).stdout
+"""
+
+    def test_a_server_reaps_what_it_has_not_started_and_takes_no_status_of_it_for_its_workers(self):
+        server = AdoptingServer("orphaning:app", workers=2)
+        self.addCleanup(server.close)
+        server.write("orphaning.py", self.APP)
+        server.start()
+        workers = server.workers()
+        with server.connect() as client:
+            for status in (b"0", b"3", b"4"):  # 3 and 4 of a worker would end a server
+                pid = int(client.ask(1, status))
+                wait_until(lambda pid=pid: not os.path.exists(f"/proc/{pid}"), "it to be reaped")
+        self.assertEqual(server.workers(), workers)
+        self.assertNotIn("[alert]", server.log)
+        os.kill(workers[0], 9)  # whose ends are still noticed
+        server.settle()

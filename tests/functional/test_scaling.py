@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.functional import apps
+from tests.functional.disturbance import Disturbance
 from tests.functional.operator import Operator, Refused
 from tests.functional.server import ECHO, ServerProcess, measured, wait_until
 from tests.functional.traffic import Traffic
 
-CONNECTIONS = 1000
-STALL = 1.0
-"""Seconds that no connection may wait for what it is owed; as a rule it is a twentieth of that."""
+CONNECTIONS = 2000
 
 
 class ScalingCase(SynchronousTestCase):
@@ -25,13 +26,17 @@ class ScalingCase(SynchronousTestCase):
         self.operator = Operator(server)
         return server
 
-    def unnoticed(self, traffic: Traffic, what: str, connections: int = CONNECTIONS) -> None:
-        """Nothing has happened to the traffic since it was marked."""
-        counts = traffic.mark()
-        self.assertEqual((counts.errors, counts.open), ({}, connections), (what, counts.details))
-        pause = counts.pause - counts.late
-        self.assertLess(pause, STALL, (what, counts.late, counts.pauses))
-        measured(f"longest pause of {connections} connections, {what}, s", counts.pause)
+    @contextlib.contextmanager
+    def unnoticed(self, traffic: Traffic, what: str) -> Iterator[None]:
+        """Nothing happens to the traffic in the block."""
+        traffic.mark()
+        with Disturbance(self.operator.server, traffic.pid) as others:
+            yield
+        counts = traffic.counts()
+        self.assertEqual((counts.errors, counts.open), ({}, CONNECTIONS), (what, counts.details))
+        self.assertLess(counts.pause, others.longest_pause, (what, others.cores, counts.pauses))
+        measured(f"longest pause of {CONNECTIONS} connections, {what}, s", counts.pause)
+        measured(f"cores that others took meanwhile, {what}", others.cores)
 
     def balanced(self) -> bool:
         shares = [row["connections"] for row in self.operator.serving()]
@@ -44,22 +49,21 @@ class TrafficTests(ScalingCase):
         server = self.serve(workers=2, LogLevel=6, RebalanceInterval=0)
         operator = self.operator
         with Traffic(server.port, CONNECTIONS) as traffic:
-            traffic.mark()
-            operator.signal_and_wait(signal.SIGTTIN, " scaling done: ")
-            self.unnoticed(traffic, "TTIN")
+            with self.unnoticed(traffic, "TTIN"):
+                operator.signal_and_wait(signal.SIGTTIN, " scaling done: ")
             self.assertEqual(len(operator.serving()), 3)
             wait_until(self.balanced, "the third one to have its share")
-            operator.signal_and_wait(signal.SIGTTOU, " scaling done: ")
-            self.unnoticed(traffic, "TTOU")
-            operator.ask("workers", count=1)
-            self.unnoticed(traffic, "workers 1")
+            with self.unnoticed(traffic, "TTOU"):
+                operator.signal_and_wait(signal.SIGTTOU, " scaling done: ")
+            with self.unnoticed(traffic, "workers 1"):
+                operator.ask("workers", count=1)
             self.assertEqual(len(operator.serving()), 1)
             wait_until(lambda: operator.serving()[0]["connections"] == CONNECTIONS, "all in one")
-            operator.ask("workers", count=3)
-            self.unnoticed(traffic, "workers 3")
+            with self.unnoticed(traffic, "workers 3"):
+                operator.ask("workers", count=3)
             wait_until(self.balanced, "them to be spread")
-            operator.ask("rebalance")
-            self.unnoticed(traffic, "rebalance")
+            with self.unnoticed(traffic, "rebalance"):
+                operator.ask("rebalance")
             counts = traffic.stop()
         self.assertEqual((counts.errors, counts.owed, counts.connected), ({}, 0, CONNECTIONS))
         self.assertEqual(set(operator.status()["left"]) - {"closing"}, set())
@@ -67,9 +71,8 @@ class TrafficTests(ScalingCase):
     def test_workers_that_have_served_enough_are_recycled_one_at_a_time(self):
         server = self.serve(workers=2, LogLevel=6, MaxRequests=3000, MaxRequestsJitter=2000)
         with Traffic(server.port, CONNECTIONS) as traffic:
-            traffic.mark()
-            wait_until(lambda: server.log.count("(max_requests) done") >= 3, "three recyclings")
-            self.unnoticed(traffic, "recycling")
+            with self.unnoticed(traffic, "recycling"):
+                wait_until(lambda: server.log.count("(max_requests) done") >= 3, "recyclings")
             counts = traffic.stop()
         self.assertEqual((counts.errors, counts.owed, counts.connected), ({}, 0, CONNECTIONS))
         lines = [line for line in server.log.splitlines() if "recycling of worker" in line]

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.functional import apps
 from tests.functional.operator import Operator
-from tests.functional.server import TWISTD, ServerProcess, wait_until
+from tests.functional.server import TWISTD, Client, ServerProcess, wait_until
 
 AS_SYSTEMD = (
     "import os, sys\n"
@@ -102,7 +102,8 @@ class NotifyTests(SynchronousTestCase):
         given = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(given.close)
         port = given.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)) as early:  # before it is started
+        with Client(port) as early:  # before it is started
+            early.send((apps.REACTOR, b"early"))
             server = NotifiedServer(given, workers=2, Listen=f"127.0.0.1:{port}")
             server.port = port
             self.addCleanup(server.close)
@@ -113,7 +114,8 @@ class NotifyTests(SynchronousTestCase):
             Operator(server).reload()
             with server.connect() as client:
                 client.ask(apps.PING)
-            early.close()
+            self.assertEqual(early.receive(), (apps.REACTOR, b"early"))
+            early.ask(apps.PING)
         for pid in server.workers().values():
             with open(f"/proc/{pid}/environ", "rb") as file:
                 self.assertNotIn(b"LISTEN_", file.read())

@@ -125,7 +125,7 @@ class GracefulTests(StopCase):
         server.wait()
 
     def test_idle_and_half_sent_connections_do_not_delay_it(self):
-        server = self.serve()
+        server = self.serve(LingerTimeout=1)
         idle = self.clients(server, 20)
         half = self.clients(server, 20)
         for client in half:

@@ -11,7 +11,7 @@ import time
 from typing import Self
 
 from tests.functional import traffic_process
-from tests.functional.server import ROOT, measured
+from tests.functional.server import ROOT
 from tests.functional.traffic_process import RATE, Counts
 
 
@@ -61,6 +61,12 @@ class Traffic:
             process.communicate()
             self._process = None
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        assert self._process is not None
+        return self._process.pid
+
     def counts(self) -> Counts:
         """What it has seen so far."""
         return self._ask("counts")
@@ -72,15 +78,6 @@ class Traffic:
     def stop(self) -> Counts:
         """Send no more, wait for all that is owed and the end of every stream; what was seen."""
         return self._ask("stop", self._patience + 10.0)
-
-    def finish(self, what: str) -> Counts:
-        """L{stop}, and note the longest pause as that of C{what}."""
-        counts = self.stop()
-        figure = f"longest pause of any of {counts.connected} connections, {what}, seconds"
-        measured(figure, counts.pause)
-        print(f"{figure}: {counts.pause:.3f}; replies: {counts.replies}", counts.pauses)
-        measured(f"the traffic itself was late, {what}, seconds", counts.late)
-        return counts
 
     def _ask(self, command: str, timeout: float = 30.0) -> Counts:
         assert self._process is not None

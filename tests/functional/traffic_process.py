@@ -20,6 +20,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from tests.functional.conversations import (
@@ -204,15 +205,15 @@ class Loop:
         self._errors: Counter[str] = Counter()
         self._connections: dict[int, Connection] = {}
         self._timers: list[tuple[float, int, Any]] = []
-        self._planned = self._numbers = self._replies = 0
+        self._planned = self._replies = 0
         self._commands = b""
         self._stop_at: float | None = None
         self._told = False
 
     def run(self) -> None:
         """Until C{stop} has been asked for and answered."""
-        for _ in range(self._options.connections):
-            self._connect()
+        for number in range(self._options.connections):
+            self._connect(number)
         self.poll.register(0, select.EPOLLIN)
         while self._stop_at is None or (self._connections and time.monotonic() < self._stop_at):
             timeout = self._timers[0][0] - time.monotonic() if self._timers else 1.0
@@ -250,7 +251,7 @@ class Loop:
         conversation.ended(cut=error is not None)
         self._replies += conversation.replies
         if self._options.reconnect and self._stop_at is None:
-            self.later(RECONNECT, self._connect)
+            self._come_back(conversation.number)
 
     def paused(self, seconds: float, conversation: Conversation, first: Any, now: float) -> None:
         """A connection had to wait."""
@@ -266,13 +267,15 @@ class Loop:
 
     _began = time.monotonic()
 
-    def _connect(self) -> None:
+    def _come_back(self, number: int) -> None:
+        # another number, for nothing that was meant for the first one is to come; the same kind
+        number += self._options.connections
+        self.later(RECONNECT, partial(self._connect, number))
+
+    def _connect(self, number: int) -> None:
         if self._stop_at is not None:
             return
         sock = socket.socket()
-        number = self._numbers
-        self._numbers += 1
-        # the kind goes with the number modulo the connections: whoever comes back is the same
         kind = kind_of(number % self._options.connections)
         conversation = Conversation(
             number, kind, self._options.seed, lambda *error: self._fault(conversation, *error)
@@ -287,7 +290,7 @@ class Loop:
             sock.close()
             self._fault(conversation, REFUSED, str(error))
             if self._options.reconnect:
-                self.later(RECONNECT, self._connect)
+                self._come_back(number)
             return
         sock.setblocking(False)
         self._counts.connected += 1

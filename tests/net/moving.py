@@ -13,6 +13,7 @@ from ccserver.app import App
 from ccserver.core.counts import Counts
 from ccserver.core.framing import FrameDecoder, Packet, encode
 from ccserver.core.limits import SessionLimits
+from ccserver.core.outbox import SendLimits
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import Dispatch
 from ccserver.net.giver import Giver, Report
@@ -114,17 +115,24 @@ class MovingWorker:
         lane_packets: int = 64,
         connections: int = 20000,
         log_ends: bool = False,
+        send_limits: SendLimits | None = None,
     ) -> None:
         self.machine = machine
         self.reactor: Any = machine.reactor_class()
         self.reactor.seconds = lambda: machine.now
         self.counts = Counts()
         self.connections: Any = Connections(
-            connections, number, self.counts, self.reactor.seconds, limits.heartbeat
+            connections,
+            number,
+            self.counts,
+            self.reactor.seconds,
+            limits.heartbeat,
+            first_packet_timeout=limits.first_packet_timeout,
+            packet_timeout=limits.packet_timeout,
         )
         self.pool = Pool(self.reactor, threads)
         self.pool.start(threads > 0)
-        self.dispatch = Dispatch(app, self.pool, lane_packets, self.counts)
+        self.dispatch = Dispatch(app, self.pool, lane_packets, self.counts, send_limits)
         self.factory = PacketFactory(
             SERVER, limits, self.connections, self.dispatch, self.reactor, log_ends
         )
@@ -141,7 +149,6 @@ class MovingWorker:
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         protocol = PacketProtocol(self.factory, "192.0.2.1:5000")
         transport: Any = DirectServer(theirs, protocol, ("192.0.2.1", 5000), None, 0, self.reactor)
-        transport.repstr = "connection"
         protocol.makeConnection(transport)
         return MovingClient(self.machine, ours, protocol)
 

@@ -19,7 +19,7 @@ class Connection:
         self.session = Session(table.next_id(), "peer", "server", SessionLimits(), now)
         self.told: list[object] = []
         self.idle = True
-        self.deaf = False
+        self.deaf = self.paused = False
 
     def finish(self) -> None:
         self.told.append("finish")

@@ -352,3 +352,49 @@ class WakeUpTests(SynchronousTestCase):
         pool.stop()
         self.assertEqual(pool.queued, 1 + 1, "the job, and the end of the thread")
         self.assertTrue(seen.wait(PATIENCE))
+
+
+class CrowdTests(DispatchCase):
+    """Two threads, and jobs of two connections may wait for them."""
+
+    def setUp(self) -> None:
+        DispatchCase.setUp(self)
+        self.gate = Gate(self)
+        self.on(GATE, lambda s, r: self.gate.wait(), thread=True)
+        self.echo(ECHO)
+        self.echo(THREAD, thread=True)
+        first = self.connect(threads=2)
+        self.worker.pool.limit = 4
+        self.clients = [first, *(self.worker.connect(5001 + n) for n in range(5))]
+        for client in self.clients:
+            client.receive((GATE, b""))
+
+    def reading(self) -> list[bool]:
+        return [client.reading for client in self.clients]
+
+    def test_who_brings_more_is_not_read_until_his_own_is_done(self):
+        self.assertEqual(self.reading(), [True] * 4 + [False] * 2)
+        self.gate.open(6)
+        self.worker.idle()
+        self.assertEqual(self.reading(), [True] * 6)
+
+    def test_what_he_has_sent_already_is_answered_all_the_same(self):
+        self.clients[5].receive((ECHO, b"a"), (THREAD, b"b"))
+        self.assertFalse(self.clients[5].reading)
+        self.gate.open(6)
+        self.worker.idle()
+        self.assertEqual(self.clients[5].bodies(), [b"a", b"b"])
+        self.assertTrue(self.clients[5].reading)
+
+    def test_others_are_served_meanwhile(self):
+        late = self.worker.connect(6000)
+        late.receive((ECHO, b"now"))
+        self.assertEqual(late.bodies(), [b"now"])
+        self.assertTrue(late.reading)
+
+    def test_one_that_ends_meanwhile_is_let_go(self):
+        self.clients[5].end()
+        self.gate.open(6)
+        self.worker.idle()
+        self.clients[5].turn()
+        self.assertFalse(self.clients[5].connected)

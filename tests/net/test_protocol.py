@@ -7,17 +7,20 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.app import App
 from ccserver.core.framing import encode
 from ccserver.core.limits import FloodLimit, Heartbeat, SessionLimits
 from ccserver.core.session import CloseReason, Session
+from ccserver.net.closing import CloseTimeouts
 from ccserver.net.connections import LINES_PER_SECOND
-from ccserver.net.protocol import FINAL_READS, FLUSH_TIMEOUT, LINGER_TIMEOUT, address_text
+from ccserver.net.protocol import FINAL_READS, address_text
 from tests.core.test_framing import header, spoiled
 from tests.support import FakeConnection, FakeWorker, connect, logged, texts
+
+FLUSH_TIMEOUT, LINGER_TIMEOUT = CloseTimeouts().flush, CloseTimeouts().linger
 
 ECHO, WAIT, THREAD, CLOSE = 1, 2, 3, 4
 
@@ -662,6 +665,7 @@ class AnyLifeTests(ProtocolCase):
         while self.waits:
             self.waits.pop(0).callback(None)
         client.turn()
+        self.flushLoggedErrors(CancelledError)  # of handlers that waited too long
         self.assertFalse(client.connected)
         self.assertEqual(len(self.lost), 1)
         self.assertEqual(self.worker.counts.closed.total(), 1)

@@ -721,6 +721,13 @@ class PortTests(SynchronousTestCase):
     def test_the_socket_must_not_block(self):
         self.assertFalse(self.socket.blocking)
 
+    def test_the_kernel_s_buffers_are_its_own_affair_unless_it_is_told(self):
+        sizes = (socket.SOL_SOCKET, socket.SO_SNDBUF), (socket.SOL_SOCKET, socket.SO_RCVBUF)
+        self.assertEqual([self.socket.options.get(size) for size in sizes], [None, None])
+        other = ListeningSocket(2_000_001)
+        DirectPort(other, self.factory, self.wire.reactor, 32768, 16384)
+        self.assertEqual([other.options.get(size) for size in sizes], [32768, 16384])
+
     def test_connections_are_direct_servers(self):
         self.port.startListening()
         self.socket.waiting.append(FakeSocket(2_000_001))
@@ -897,27 +904,6 @@ class DetachTests(SynchronousTestCase):
         self.transport.connectionLost(None)
         self.wire.turn(3)
         self.assertEqual((self.fake.sent, self.protocol.lost), ([], []))
-
-    def test_preload_goes_before_all_else(self):
-        self.transport.preload([b"first", b"second"])
-        self.transport.write(b"third")
-        self.wire.settle()
-        self.assertEqual(self.fake.received, b"firstsecondthird")
-        self.assertEqual(self.wire.reactor.getWriters(), [])
-
-    def test_preload_of_much_pauses_the_producer(self):
-        producer = Producer()
-        self.transport.registerProducer(producer, True)
-        self.transport.preload([bytes(BIG)])
-        self.assertEqual(producer.told, ["pause"])
-        self.wire.settle()
-        self.assertEqual(producer.told, ["pause", "resume"])
-        self.assertEqual(self.fake.received, bytes(BIG))
-
-    def test_preload_of_nothing_costs_nothing(self):
-        controls = self.wire.poller.controls
-        self.transport.preload([])
-        self.assertEqual(self.wire.poller.controls, controls)
 
 
 class StockDetachTests(DetachTests):

@@ -14,7 +14,8 @@ from ccserver.process.logs import LineObserver
 from ccserver.process.master import Master
 from ccserver.process.pidfile import PidFile
 from ccserver.process.upgrade import Predecessor
-from tests.process.workers import FakeSystemd, FakeWorkerProcess, WorkersCase
+from tests.process.fleets import FakeSystemd
+from tests.process.workers import FakeWorkerProcess, WorkersCase
 
 
 class MasterCase(WorkersCase):

@@ -47,6 +47,10 @@ class FakeOperations:
     def rebalance(self, progress: Any) -> Deferred[dict[str, Any]]:
         return self._begin("rebalance", progress)
 
+    def certificates(self) -> Deferred[dict[str, Any]]:
+        self._note("certificates")
+        return succeed({"certificates": ["localhost until 2027-01-01"]})
+
     def reopen(self) -> None:
         self._note("reopen")
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from ccserver.core.balance import Move
 from ccserver.errors import OperationFailed, StartError
-from ccserver.process.selection import ConnectionFilter
 from ccserver.process.worker import EXIT_APP
-from tests.process.workers import AdministrationCase
+from tests.process.fleets import AdministrationCase
 
 
 def nobody(text: str) -> None:
@@ -248,153 +246,6 @@ class UpgradeTests(AdministrationCase):
         self.assertIn("upgrade failed: the new master has no ports", self.said())
 
 
-class StatusTests(AdministrationCase):
-    """The shape that docs/operating.md promises."""
-
-    def status(self) -> Any:
-        return self.successResultOf(self.administration.status())
-
-    def test_it_says_all_that_is_promised_as_plain_values(self):
-        self.administered()
-        self.turn(3)
-        status = json.loads(json.dumps(self.status()))
-        self.assertEqual(
-            {key: status[key] for key in ("config", "state", "doing", "generation", "uptime")},
-            {"config": "a.conf", "state": "serving", "doing": "", "generation": 1, "uptime": 3.0},
-        )
-        self.assertEqual(status["listening"], [f"127.0.0.1:{self.ports[0]}"])
-        self.assertEqual(status["last_reload"], {"result": None, "reason": "", "ago": None})
-        self.assertEqual((status["handed_over"], status["left"]), (0, {}))
-        self.assertEqual((status["refused"], status["closed"]), ({}, {}))
-        self.assertIsInstance(status["compiled"], bool)
-        self.assertIsInstance(status["version"], str)
-        self.assertEqual(len(status["workers"]), 2)
-
-    def test_a_worker_s_row(self):
-        self.administered()
-        self.turn(2)
-        figures = {"packets": 100, "lane_packets": 3, "pool_queue": 4, "pool_threads": 20}
-        self.workers()[1].beat(connections=5, memory=1 << 20, secret="no", **figures)
-        self.assertEqual(
-            self.status()["workers"][1],
-            {
-                "slot": 1, "pid": 1001, "state": "ready", "generation": 1, "age": 2.0,
-                "connections": 5, "packets_per_second": 50.0, "restarts": 0,
-                "memory": 1 << 20, **figures,
-            },
-        )
-
-    def test_counts_are_sums_of_all_workers(self):
-        self.administered()
-        first, second = self.workers()
-        first.beat(refused={"full": 2}, closed={"idle": 1, "flood": 1})
-        second.beat(refused={"full": 3}, closed={"idle": 5})
-        status = self.status()
-        self.assertEqual(status["refused"], {"full": 5})
-        self.assertEqual(status["closed"], {"idle": 6, "flood": 1})
-
-    def test_restarts_are_counted(self):
-        self.administered()
-        self.workers()[0].die()
-        self.turn()
-        self.assertEqual([row["restarts"] for row in self.status()["workers"]], [1, 0])
-
-    def test_what_is_going_on(self):
-        administration = self.administered()
-        upgrade = administration.upgrade(nobody)
-        status = self.status()
-        self.assertEqual((status["state"], status["doing"]), ("upgrading", "starting a new master"))
-        self.succession.done.errback(OperationFailed("no"))
-        self.refusal(upgrade)
-        self.assertEqual((self.status()["state"], self.status()["doing"]), ("serving", ""))
-        for begin, state in (
-            (administration.reload, "reloading"),
-            (lambda progress: administration.set_workers(3, progress), "scaling"),
-        ):
-            begun = begin(nobody)
-            self.assertEqual(self.status()["state"], state)
-            self.did(begun)
-
-    def test_while_it_stops_how_many_connections_are_left(self):
-        administration = self.administered()
-        self.workers()[0].beat(connections=17)
-        administration.begin_stop()
-        status = self.status()
-        self.assertEqual((status["state"], status["doing"]), ("stopping", "17 connections left"))
-
-    def test_how_the_last_reload_went(self):
-        administration = self.administered()
-        self.did(administration.reload(nobody))
-        self.turn(4)
-        told = self.status()["last_reload"]
-        self.assertEqual((told["result"], told["reason"]), ("ok", ""))
-        self.assertGreaterEqual(told["ago"], 4)
-        self.write(0)
-        self.refusal(administration.reload(nobody))
-        self.assertEqual(
-            self.status()["last_reload"],
-            {"result": "failed", "reason": "WorkerProcesses = 0 needs a restart", "ago": 0.0},
-        )
-
-    def test_a_failure_without_a_text_is_a_failure_too(self):
-        administration = self.administered()
-
-        def fail(*args: Any) -> Any:
-            raise ZeroDivisionError
-
-        self.patch(self.fleet, "prepare", fail)
-        self.failureResultOf(administration.reload(nobody), ZeroDivisionError)
-        self.flushLoggedErrors(ZeroDivisionError)
-        told = self.status()["last_reload"]
-        self.assertEqual((told["result"], told["reason"]), ("failed", "ZeroDivisionError"))
-
-
-class ConnectionTests(AdministrationCase):
-    def rows(self, **filter: Any) -> Any:
-        asked = self.administration.connections(ConnectionFilter(**filter), "id", 3)
-        self.turn()
-        return self.successResultOf(asked)
-
-    def row(self, id: int, peer: str) -> dict[str, Any]:
-        return {"id": id, "peer": peer, "server": "10.0.0.1:5678"}
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.administered()
-        first, second = self.workers()
-        first.end.rows = [self.row(id, f"10.0.0.{id}:5000") for id in (1, 5, 7)]
-        second.end.rows = [self.row(id, f"10.0.0.{id}:5000") for id in (2, 3)]
-
-    def test_those_of_all_workers_are_one_list(self):
-        told = self.rows()
-        self.assertEqual([row["id"] for row in told["connections"]], [1, 2, 3])
-        self.assertEqual(told["total"], 5)
-        self.assertEqual(
-            [(row["worker"], row["pid"]) for row in told["connections"]],
-            [(0, 1000), (1, 1001), (1, 1001)],
-        )
-
-    def test_they_are_filtered(self):
-        self.assertEqual([row["id"] for row in self.rows(peer="10.0.0.5")["connections"]], [5])
-        self.assertEqual([row["id"] for row in self.rows(worker=1)["connections"]], [2, 3])
-
-    def test_a_worker_that_is_gone_or_does_not_answer_is_left_out(self):
-        first, second = self.workers()
-        first.end.holding.add("list")
-        asked = self.administration.connections(ConnectionFilter(), "id", 10)
-        self.turn(60)
-        self.assertEqual(self.successResultOf(asked)["total"], 2)
-        second.unlink()
-        first.end.holding.clear()
-        self.assertEqual(self.rows()["total"], 3)
-
-    def test_a_kick_finds_the_worker_that_has_it(self):
-        for id, found in ((3, True), (9, False)):
-            asked = self.administration.kick(id)
-            self.turn()
-            self.assertIs(self.successResultOf(asked), found)
-
-
 class RestTests(AdministrationCase):
     def test_the_level_of_the_log_holds_everywhere_and_for_those_who_come(self):
         self.successResultOf(self.administered().set_log_level(8))
@@ -405,6 +256,21 @@ class RestTests(AdministrationCase):
         self.workers()[0].die()
         self.turn()
         self.assertEqual(self.workers()[2].order.log_level, 8)
+
+    def test_all_workers_read_the_certificates_anew(self):
+        told = self.administered().certificates()
+        self.turn()
+        self.assertEqual([each.told[-1] for each in self.workers()], ["certificates"] * 2)
+        self.assertEqual(
+            self.successResultOf(told), {"certificates": ["a until 2027", "b until 2028"]}
+        )
+
+    def test_certificates_that_one_worker_cannot_read_are_an_error(self):
+        administration = self.administered()
+        self.workers()[1].end.certificates = ("", "no key")
+        told = administration.certificates()
+        self.turn()
+        self.assertEqual(str(self.failureResultOf(told, OperationFailed).value), "no key")
 
     def test_stop_and_reopen_are_the_server_s(self):
         administration = self.administered()

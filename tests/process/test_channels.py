@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import Any
 
@@ -13,6 +12,7 @@ from ccserver.process import link
 from ccserver.process.channels import hand_over
 from ccserver.process.moment import Moment
 from ccserver.process.workers import Handed
+from tests.support import open_descriptors
 
 
 class Side:
@@ -65,8 +65,8 @@ class HandOverTests(SynchronousTestCase):
     def test_the_end_of_either_is_seen_by_the_other(self):
         self.begun()
         self.target.answer.callback(True)
-        self.target.channel.shutdown(socket.SHUT_RDWR)
         self.target.channel.close()
+        self.source.channel.setblocking(False)
         self.assertEqual(self.source.channel.recv(1), b"", "the master has no copy of that end")
         self.source.answer.callback(Handed(0, {}))
         self.source.channel.close()
@@ -80,7 +80,7 @@ class HandOverTests(SynchronousTestCase):
     def test_the_master_keeps_nothing_open_however_it_ends(self):
         for taken, error in ((False, None), (True, None), (True, ValueError("a bug"))):
             self.source, self.target = Side(), Side()
-            before = len(os.listdir("/proc/self/fd"))
+            before = open_descriptors()
             done = self.begun()
             self.target.answer.callback(taken)
             if taken and error is None:
@@ -89,4 +89,4 @@ class HandOverTests(SynchronousTestCase):
                 self.source.answer.errback(error)
                 self.failureResultOf(done, ValueError)
             self.close()
-            self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+            self.assertEqual(open_descriptors(), before)

@@ -14,8 +14,9 @@ from ccserver.process.serving import HOOK_TIMEOUT
 from ccserver.process.stacks import STACKS_SIGNAL
 from ccserver.process.worker import EXIT_APP, EXIT_START
 from ccserver.process.workers import WorkerState
+from tests.process.fleets import FleetCase
 from tests.process.test_listening import free_port
-from tests.process.workers import FakeWorkerProcess, FleetCase
+from tests.process.workers import FakeWorkerProcess
 
 
 class StartTests(FleetCase):

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.process import link
-from tests.support import FakeTransport, logged
+from tests.support import FakeTransport, logged, open_descriptors
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -65,14 +65,14 @@ class MemoryFileTests(SynchronousTestCase):
             raise OSError(28, "No space left on device")
 
         self.patch(os, "pwrite", full)
-        before = os.listdir("/proc/self/fd")
+        before = open_descriptors()
         self.assertRaises(OSError, link.memory_file, "test", [1])
-        self.assertEqual(os.listdir("/proc/self/fd"), before)
+        self.assertEqual(open_descriptors(), before)
 
     def test_a_value_that_is_not_plain_leaves_no_file(self):
-        before = os.listdir("/proc/self/fd")
+        before = open_descriptors()
         self.assertRaises(TypeError, link.memory_file, "test", {"a": object()})
-        self.assertEqual(os.listdir("/proc/self/fd"), before)
+        self.assertEqual(open_descriptors(), before)
 
 
 class LineTests(SynchronousTestCase):

@@ -70,6 +70,7 @@ class CommandTests(RequestCase):
         for command, arguments, asked in [
             ("status", {}, ("status",)),
             ("kick", {"id": 9}, ("kick", 9)),
+            ("certificates", {}, ("certificates",)),
             ("reopen", {}, ("reopen",)),
             ("stop", {"graceful": True}, ("stop", True)),
             ("log_level", {"level": 8}, ("log_level", 8)),

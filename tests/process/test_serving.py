@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 import socket
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
@@ -21,7 +20,6 @@ from ccserver.process.serving import (
     HOOK_TIMEOUT,
     STEP,
     Server,
-    allow_descriptors,
     session_limits,
 )
 from tests.process.test_listening import free_port
@@ -35,7 +33,7 @@ class ServerCase(SynchronousTestCase):
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.events = logged(self)
-        self.patch(serving, "allow_descriptors", lambda count: None)
+        self.patch(serving, "allow_descriptors", lambda config: None)
 
     def made(self, more: str = "") -> Server:
         text = f"Listen = {self.address}\nProcMsgRecvWorkThreadCount = 1\n{more}"
@@ -139,6 +137,7 @@ class ListenTests(ServerCase):
         server.listen_no_more(2)
         self.assertEqual(len(self.ports), 2)
         server.listen_no_more(3)
+        self.reactor.advance(0)
         self.assertEqual([each.fileno() for each in self.ports], [self.listening.fileno()])
         self.assertEqual(lent.fileno(), -1)
 
@@ -151,6 +150,7 @@ class ListenTests(ServerCase):
         server, lent = self.serving(), self.lent()
         server.listen(3, self.address, lent)
         self.assertEqual(server.stop_accepting(), 0)
+        self.reactor.advance(0)
         self.assertEqual((self.ports, lent.fileno()), ([], -1))
 
     def test_who_waits_to_be_accepted_then_is(self):
@@ -182,6 +182,7 @@ class StopTests(ServerCase):
     def test_without_connections_it_is_over_at_once(self):
         self.serving()
         self.successResultOf(self.stopped())
+        self.reactor.advance(0)
         self.assertEqual((self.ports, self.reactor.getDelayedCalls()), ([], []))
 
     def test_gracefully_it_waits_for_connections_up_to_the_timeout(self):
@@ -266,7 +267,8 @@ class StopTests(ServerCase):
         server = self.serving()
         pairs = [socket.socketpair() for _ in range(6)]
         taken = [Deferred.fromCoroutine(server.take(theirs)) for _, theirs in pairs[:3]]
-        self.busy_giving(server)
+        self.patch(serving, "Giver", FakeGiver)
+        self.patch(FakeGiver, "made", [])
         given = [Deferred.fromCoroutine(server.give(theirs, None)) for _, theirs in pairs[3:]]
         self.assertEqual((len(server._takers), len(server._givers)), (3, 3))
         self.successResultOf(self.stopped())
@@ -276,16 +278,11 @@ class StopTests(ServerCase):
             ours.close()
             theirs.close()
 
-    def busy_giving(self, server: Server) -> None:
-        """Whoever gives, gives until it is told to stop."""
-        self.patch(serving, "Giver", FakeGiver)
-
 
 class FakeGiver:
     """Gives what, and when, the test says."""
 
-    made: list[FakeGiver]
-    made = []
+    made: ClassVar[list[FakeGiver]] = []
 
     def __init__(self, reactor: Any, channel: socket.socket, timeout: float) -> None:
         self.channel = channel
@@ -320,10 +317,13 @@ class FakeConnections(dict[int, FakeConnection]):
     def __iter__(self) -> Any:
         return iter(self.values())
 
-    def hasten_openings(self) -> None:
+    def hasten_openings(self) -> int:
+        return 0
+
+    def abort(self) -> None:
         pass
 
-    abort = finish_due = hasten_openings
+    finish_due = abort
 
     def finish(self, spread: float) -> None:
         self.clear()
@@ -405,22 +405,51 @@ class RestTests(ServerCase):
         self.assertIsNone(limits.flood)
 
 
-class DescriptorTests(SynchronousTestCase):
-    def allowed(self, soft: int, hard: int, count: int) -> list[Any]:
-        """What is asked of the kernel for C{count}."""
-        asked: list[Any] = []
-        self.patch(resource, "getrlimit", lambda which: (soft, hard))
-        self.patch(resource, "setrlimit", lambda which, limits: asked.append(limits))
-        allow_descriptors(count)
-        return asked
+class OverloadTests(ServerCase):
+    """A worker with too many jobs, for some seconds, sheds new connections first."""
 
-    def test_as_many_as_may_be(self):
-        self.assertEqual(self.allowed(1024, 4096, 2000), [(4096, 4096)])
+    def overloaded(self, more: str = "") -> Server:
+        server = self.serving(more)
+        self.crowd(True)
+        self.reactor.pump([1.0] * 4)
+        return server
 
-    def test_too_few_are_told(self):
-        events = logged(self)
-        self.assertEqual(self.allowed(1024, 1500, 2000), [(1500, 1500)])
-        self.assertIn("only 1500 file descriptors are allowed, 2000 are needed", texts(events))
+    def crowd(self, crowded: bool) -> None:
+        self.server._pool.limit = -1 if crowded else 100
 
-    def test_without_a_limit_there_is_nothing_to_raise(self):
-        self.assertEqual(self.allowed(resource.RLIM_INFINITY, resource.RLIM_INFINITY, 10), [])
+    def knock(self) -> socket.socket:
+        """A client that has connected, and a turn of the ports."""
+        client = socket.create_connection(("127.0.0.1", self.port), 5)
+        self.addCleanup(client.close)
+        for port in self.ports:
+            port.doRead()
+        return client
+
+    def test_it_says_so(self):
+        self.assertTrue(self.overloaded().figures()["overloaded"])
+        self.assertIn("overloaded: 0 ms late, 0 jobs wait", "\n".join(texts(self.events)))
+
+    def test_new_connections_wait_until_it_is_over(self):
+        server = self.overloaded()
+        self.knock()
+        self.assertEqual((len(server.connections), self.ports), (0, []))
+        self.crowd(False)
+        self.reactor.pump([1.0] * 4)
+        self.assertFalse(server.figures()["overloaded"])
+        self.knock()
+        self.assertEqual(len(server.connections), 2)
+
+    def test_or_are_closed_and_counted(self):
+        server = self.overloaded("OverloadAction = close\n")
+        self.assertEqual(self.knock().recv(1), b"")
+        self.assertEqual(server.figures()["closed"], {"overload": 1})
+
+    def test_a_drain_accepts_what_waits_all_the_same(self):
+        server = self.overloaded()
+        self.knock()
+        self.assertEqual(server.stop_accepting(), 1)
+
+    def test_lag_is_told(self):
+        server = self.serving()
+        self.reactor.advance(1.25)
+        self.assertEqual(server.figures()["lag_ms"], 250)

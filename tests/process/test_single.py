@@ -21,8 +21,8 @@ from ccserver.process.pidfile import PidFile
 from ccserver.process.selection import ConnectionFilter
 from ccserver.process.single import NO_WORKERS, SingleProcess
 from ccserver.process.worker import EXIT_APP, EXIT_START
+from tests.process.fleets import FakeSystemd
 from tests.process.test_listening import free_port
-from tests.process.workers import FakeSystemd
 from tests.support import FakeReactor, folder, logged, texts
 
 APP = """
@@ -131,6 +131,7 @@ class LifeTests(SingleCase):
         self.send(signal.SIGTERM)
         self.assertEqual(self.reactor.stops, 1)
         self.successResultOf(single.stopService())
+        self.reactor.advance(0)
         self.assertEqual((self.ports, os.path.exists(self.control_path)), ([], False))
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 

@@ -9,7 +9,8 @@ from ccserver.process.stacks import STACKS_SIGNAL
 from ccserver.process.upkeep import RETRY, Upkeep
 from ccserver.process.worker import EXIT_APP
 from ccserver.process.workers import WorkerOfMaster, WorkerState
-from tests.process.workers import AdministrationCase, FakeOwner, FakeWorkerProcess
+from tests.process.fleets import AdministrationCase, FakeOwner
+from tests.process.workers import FakeWorkerProcess
 
 
 class Tended(FakeOwner):
@@ -222,6 +223,14 @@ class RecyclingTests(UpkeepCase):
         self.live(10)
         self.assertEqual(len(self.workers()), 3)
         self.assertIn("recycling of worker 0 (max_age) failed: no", self.said())
+
+    def test_another_that_is_due_waits_as_long_as_one_that_failed(self):
+        self.tended(2, "MaxWorkerAge = 30\n")
+        self.live(29)
+        self.turn(2)
+        self.workers()[2].failed(EXIT_APP, "no")
+        self.live(RETRY - 5)
+        self.assertEqual(len(self.workers()), 3)
 
     def test_not_while_an_operator_does_something(self):
         self.tended(1, "MaxWorkerAge = 30\n")

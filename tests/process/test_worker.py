@@ -21,7 +21,7 @@ from ccserver.process import link, worker
 from ccserver.process.logs import LineObserver
 from ccserver.process.worker import EXIT_APP, EXIT_START, Order, WorkerProcess
 from tests.process.test_listening import free_port
-from tests.support import FakeReactor, FakeTransport, folder, logged, texts
+from tests.support import FakeReactor, FakeTransport, folder, logged, open_descriptors, texts
 
 APP = """
 from ccserver import App, Session
@@ -390,10 +390,10 @@ class CommandTests(WorkerProcessCase):
         self.serving()
         fd = link.memory_file("connections")
         self.addCleanup(os.close, fd)
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         self.ask(link.List, file=fd)
         self.assertEqual(link.read_json(fd), [])
-        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        self.assertEqual(open_descriptors(), before)
 
     def test_a_file_that_cannot_be_written_is_no_reason_to_stop(self):
         self.serving()

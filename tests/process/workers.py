@@ -13,16 +13,18 @@ from twisted.internet.error import ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Config
-from ccserver.errors import OperationFailed
 from ccserver.process import link, worker
-from ccserver.process.administration import Administration
-from ccserver.process.fleet import Fleet
-from ccserver.process.listening import Listening
-from ccserver.process.logs import LineObserver
 from ccserver.process.worker import Order
-from ccserver.process.workers import Spawner, WorkerOfMaster, WorkerState
 from tests.process.test_listening import free_port
-from tests.support import FakeProcess, FakeReactor, FakeTransport, folder, logged, texts
+from tests.support import (
+    FakeProcess,
+    FakeReactor,
+    FakeTransport,
+    folder,
+    logged,
+    open_descriptors,
+    texts,
+)
 
 STEP = 0.1
 """Seconds that pass between two moments at which everybody speaks."""
@@ -36,6 +38,7 @@ class WorkerEnd(link.Line):
     @ivar connections: how many it has.
     @ivar stays: of them, those that do not move, by reason.
     @ivar answers: what else it says when it is to give: how many moved, and the reasons.
+    @ivar certificates: what they are, and why they cannot be read.
     @ivar channels: those that were sent to it.
     """
 
@@ -47,6 +50,7 @@ class WorkerEnd(link.Line):
         self.stays: dict[str, int] = {}
         self.answers: list[tuple[int, dict[str, int]]] = []
         self.rows: list[dict[str, Any]] = []
+        self.certificates = ("a until 2027; b until 2028", "")
         self.channels: list[socket.socket] = []
         self.lent: list[socket.socket] = []
 
@@ -87,6 +91,10 @@ class WorkerEnd(link.Line):
     def give_back(self, slot: int) -> Any:
         return self._answer("return", {}, slot)
 
+    @link.KeepWaiting.responder
+    def keep_waiting(self, wait: bool) -> Any:
+        return self._answer("wait", {}, wait)
+
     @link.Stop.responder
     def stop(self, graceful: bool, timeout: float) -> Any:
         return self._answer("stop", {}, graceful, timeout)
@@ -94,6 +102,11 @@ class WorkerEnd(link.Line):
     @link.Reopen.responder
     def reopen(self) -> Any:
         return self._answer("reopen", {})
+
+    @link.RenewCertificates.responder
+    def renew_certificates(self) -> Any:
+        what, error = self.certificates
+        return self._answer("certificates", {"what": what, "error": error})
 
     @link.SetLogLevel.responder
     def set_log_level(self, level: int) -> Any:
@@ -257,209 +270,4 @@ class WorkersCase(SynchronousTestCase):
 
     def descriptors(self) -> int:
         """How many this process has open."""
-        return len(os.listdir("/proc/self/fd"))
-
-
-class FakeOwner:
-    """Who decides over a fleet, and notes what it is told."""
-
-    def __init__(self) -> None:
-        self.ready: list[tuple[WorkerOfMaster, bool]] = []
-        self.beats: list[WorkerOfMaster] = []
-        self.gone: list[WorkerOfMaster] = []
-        self.refusals: list[tuple[int, str]] = []
-
-    def worker_ready(self, process: WorkerOfMaster, first: bool) -> None:
-        self.ready.append((process, first))
-
-    def worker_beat(self, process: WorkerOfMaster) -> None:
-        self.beats.append(process)
-
-    def worker_gone(self, process: WorkerOfMaster) -> None:
-        self.gone.append(process)
-
-    def cannot_start(self, status: int, reason: str) -> None:
-        self.refusals.append((status, reason))
-
-
-class FleetCase(WorkersCase):
-    """A fleet with fake workers."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.owner = FakeOwner()
-        self.progress: list[str] = []
-
-    def made(self, workers: int = 2, more: str = "") -> Fleet:
-        config = self.config(workers, more)
-        listening = Listening(config.listen.addresses, config.listen.backlog)
-        listening.open(workers)
-        spawner = Spawner(self.reactor, {"A": "B"}, True)
-        fleet = self.fleet = Fleet(self.reactor, self.owner, config, listening, spawner)
-        self.addCleanup(lambda: fleet.listening.close())
-        self.addCleanup(fleet.stop, False)
-        return fleet
-
-    def started(self, workers: int = 2, more: str = "") -> list[FakeWorkerProcess]:
-        """A fleet that has spawned its workers."""
-        self.made(workers, more).start()
-        return self.workers()
-
-    def serving(self, workers: int = 2, more: str = "") -> list[FakeWorkerProcess]:
-        """A fleet whose workers serve."""
-        spawned = self.started(workers, more)
-        for each in spawned:
-            each.ready()
-        self.turn()
-        return spawned
-
-    def prepared(self, *numbers: int, config: Config | None = None) -> Deferred[Any]:
-        """Workers for these slots, when they are ready."""
-        fleet = self.fleet
-        return self.begin(fleet.prepare(numbers, 2, config or fleet.config, fleet.listening))
-
-    def committed(self, fresh: list[WorkerOfMaster], count: int, listening: Any = None) -> Any:
-        """The hand-over to C{fresh}."""
-        listening = listening or self.fleet.listening
-        return self.begin(self.fleet.commit(fresh, count, listening, self.progress.append))
-
-    def resized(self, count: int) -> Any:
-        """The hand-over, or growth, from the workers there are to C{count}."""
-        fleet, had = self.fleet, len(self.fleet.places)
-        listening = fleet.listening.follow(
-            fleet.config.listen.addresses, count, fleet.config.listen.backlog
-        )
-        spawned = len(self.workers())
-        prepared = self.begin(fleet.prepare(range(had, count), 1, fleet.config, listening))
-        for each in self.workers(spawned):
-            each.ready()
-        return self.committed(self.successResultOf(prepared), count, listening)
-
-    def replaced(self, *slots: int) -> Any:
-        """The hand-over to new workers, which are ready, for C{slots}, or for all."""
-        slots = slots or tuple(range(len(self.fleet.places)))
-        spawned = len(self.workers())
-        prepared = self.prepared(*slots)
-        for each in self.workers(spawned):
-            each.ready()
-        return self.committed(self.successResultOf(prepared), len(self.fleet.places))
-
-
-class FakeServer:
-    """The server, for an administration: notes what it is asked for."""
-
-    def __init__(self) -> None:
-        self.stops: list[bool] = []
-        self.reopened = 0
-        self.configs: list[Config] = []
-
-    def stop_later(self, graceful: bool) -> None:
-        self.stops.append(graceful)
-
-    def open_log_anew(self) -> None:
-        self.reopened += 1
-
-    def configured(self, config: Config) -> None:
-        self.configs.append(config)
-
-
-class FakeSystemd:
-    """A service manager that notes what it is told."""
-
-    watchdog_interval: float | None = None
-
-    def __init__(self) -> None:
-        self.told: list[Any] = []
-
-    def ready(self, status: str = "") -> None:
-        self.told.append("ready")
-
-    def reloading(self) -> None:
-        self.told.append("reloading")
-
-    def stopping(self) -> None:
-        self.told.append("stopping")
-
-    def watchdog(self) -> None:
-        self.told.append("watchdog")
-
-    def main_pid(self, pid: int) -> None:
-        self.told.append(pid)
-
-    def environment(self) -> dict[str, str]:
-        return {"NOTIFY_SOCKET": "/run/notify"}
-
-    def sockets(self) -> list[tuple[str, socket.socket]]:
-        return []
-
-
-class FakeSuccession:
-    """An upgrade that ends when the test says so."""
-
-    def __init__(self) -> None:
-        self.done: Deferred[Any] = Deferred()
-        self.begun = 0
-
-    async def upgrade(self, fleet: Fleet, progress: Any) -> Any:
-        self.begun += 1
-        progress("starting a new master")
-        return await self.done
-
-
-class AdministrationCase(FleetCase):
-    """An administration of a fleet with fake workers."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.path = os.path.join(self.folder, "a.conf")
-        self.log_path = os.path.join(self.folder, "error.log")
-        self.server = FakeServer()
-        self.systemd = FakeSystemd()
-        self.succession = FakeSuccession()
-
-    def administered(self, workers: int = 2, more: str = "") -> Administration:
-        """The administration of a fleet whose workers serve."""
-        self.serving(workers, more)
-        self.write(workers, more)
-        self.observer = LineObserver(self.log_path, 6, False)
-        self.observer.open()
-        self.addCleanup(self.observer.close)
-        self.administration = Administration(
-            self.reactor,
-            self.fleet,
-            self.observer,
-            self.path,
-            self.succession,
-            self.server,
-            self.systemd,
-        )
-        return self.administration
-
-    def write(self, workers: int = 2, more: str = "") -> None:
-        """Write the file of the configuration."""
-        with open(self.path, "w") as file:
-            file.write(self.text(workers, more))
-
-    def did(self, operation: Deferred[Any]) -> Any:
-        """The result of an operation whose new workers are ready."""
-        self._begun.append(operation)
-        self.let_start()
-        self.turn(2)
-        return self.successResultOf(operation)
-
-    def refusal(self, operation: Deferred[Any]) -> str:
-        """Why an operation fails."""
-        self.turn()
-        return str(self.failureResultOf(operation, OperationFailed).value)
-
-    def let_start(self) -> None:
-        """All that still start are ready."""
-        for each, process in self.by_process():
-            if process.state is WorkerState.STARTING:
-                each.ready()
-
-    def by_process(self) -> list[tuple[FakeWorkerProcess, WorkerOfMaster]]:
-        """The worker processes that live, with what the master knows of them."""
-        known = {process.pid: process for process in self.fleet.workers}
-        lives = [each for each in self.workers() if each.process.pid in known]
-        return [(each, known[each.process.pid]) for each in lives]
+        return open_descriptors()

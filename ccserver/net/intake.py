@@ -1,0 +1,192 @@
+"""The intake: whether a worker accepts connections now; those that wait are kept by the kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+if TYPE_CHECKING:
+    from ccserver.net.transport import DirectPort
+
+SPARE = 8
+"""Descriptors that connections leave to all else: a log that is opened anew, a database."""
+
+PAUSE = 0.1
+"""Seconds between two looks at whether there are descriptors again."""
+
+LINE_INTERVAL = 10.0
+"""Seconds between two lines that say that there are none."""
+
+DESCRIPTORS = "descriptors"
+"""Why the intake is closed: there are no descriptors left."""
+
+_OF_THE_CONNECTION = frozenset(
+    {
+        *(errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT),
+        *(errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH),
+        *(errno.ETIMEDOUT, errno.EINTR),
+    }
+)
+"""Errors of accept(2) that mean that a connection was gone before it was accepted."""
+
+
+class Intake:
+    """Whether the ports of a worker accept: while anything is in the way, none does.
+
+    No descriptors left is in the way by itself: accepting pauses, and is tried again every
+    L{PAUSE} seconds, for the kernel would report the port as ready again and again.
+
+    @ivar look: is called before and behind each accept, to close it or not.
+    """
+
+    log = Logger()
+
+    look: Callable[[], None]
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self.look = lambda: None
+        self._clock = clock
+        self._reasons: set[str] = set()
+        self._ports: set[DirectPort] = set()
+        self._told = -LINE_INTERVAL
+        self._ceiling = _ceiling()
+
+    @property
+    def reasons(self) -> frozenset[str]:
+        """What is in the way."""
+        return frozenset(self._reasons)
+
+    def add(self, port: DirectPort) -> None:
+        """Decide for C{port} too from now on."""
+        self._ports.add(port)
+        port.intake = self
+
+    def remove(self, port: DirectPort) -> None:
+        """Decide for C{port} no more."""
+        self._ports.discard(port)
+        port.intake = None
+
+    def admits(self, port: DirectPort) -> bool:
+        """Whether C{port} may accept; if not, it is read again when it may."""
+        self.look()
+        if self._reasons:
+            port.stopReading()
+        return not self._reasons
+
+    def close(self, reason: str) -> None:
+        """Accept nothing while there is C{reason} not to."""
+        self._reasons.add(reason)
+
+    def open(self, reason: str) -> None:
+        """There is C{reason} not to accept no more."""
+        if reason in self._reasons:
+            self._reasons.discard(reason)
+            if not self._reasons:
+                for port in self._ports:
+                    if port.connected and not port.disconnecting:
+                        port.startReading()
+
+    def accepted(self, sock: socket.socket) -> bool:
+        """Whether another connection may be accepted behind this one.
+
+        The kernel gives the lowest number that is free, so a high one says that few are left.
+        """
+        if sock.fileno() >= self._ceiling:
+            self.starve(f"only {SPARE} descriptors are left")
+        self.look()
+        return not self._reasons
+
+    def starve(self, why: str) -> None:
+        """No connection can be accepted, for want of descriptors or memory: pause for a while."""
+        if DESCRIPTORS in self._reasons:
+            return
+        self.close(DESCRIPTORS)
+        self._clock.callLater(PAUSE, self._look)
+        now = self._clock.seconds()
+        if now - self._told >= LINE_INTERVAL:
+            self._told = now
+            self.log.warn(
+                "cannot accept connections: {why}, of {limit}; they wait until that has changed",
+                why=why,
+                limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            )
+
+    def _look(self) -> None:
+        self._ceiling = _ceiling()  # it can be changed from outside
+        try:
+            number = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            os.close(number)
+        except OSError:
+            number = self._ceiling
+        if number >= self._ceiling:
+            self._clock.callLater(PAUSE, self._look)
+        else:
+            self.open(DESCRIPTORS)
+
+
+def accept_waiting(port: DirectPort) -> None:
+    """Accept what waits at C{port}: as many as came at once the last time, and a few more.
+
+    A fault with one connection closes that one, and leaves the others alone.
+    """
+    intake = port.intake
+    if intake is not None and not intake.admits(port):
+        return
+    accepted = 0
+    while accepted < port.numberAccepts:
+        try:
+            sock, address = port.socket.accept()
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno in _OF_THE_CONNECTION:
+                accepted += 1
+                continue
+            if intake is not None:
+                intake.starve(os.strerror(error.errno or 0))
+            break
+        accepted += 1
+        try:
+            _begin(port, sock, address)
+        except Exception:
+            Intake.log.failure("a connection that was accepted cannot begin")
+            sock.close()
+        if intake is not None and not intake.accepted(sock):
+            break
+    # many that came at once are often followed by more
+    if accepted == port.numberAccepts:
+        port.numberAccepts += 20
+    else:
+        port.numberAccepts = max(1, accepted)
+
+
+def _begin(port: DirectPort, sock: socket.socket, address: Any) -> None:
+    if len(address) == 4:  # an IPv6 address, which may have a scope
+        flags = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+        address = (socket.getnameinfo(address, flags)[0], *address[1:])
+    factory: Any = port.factory
+    protocol = factory.buildProtocol(port._buildAddr(address))
+    if protocol is None:
+        sock.close()
+        return
+    number = port.sessionno
+    port.sessionno = number + 1
+    transport = port.transport(sock, protocol, address, port, number, port.reactor)
+    try:
+        protocol.makeConnection(transport)
+    except Exception:
+        Intake.log.failure("a connection that was accepted cannot begin")
+        transport.abortConnection()
+
+
+def _ceiling() -> int:
+    """The lowest number of a descriptor that is to be left to others than connections."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (1 << 62) if soft == resource.RLIM_INFINITY else soft - SPARE

@@ -1,0 +1,180 @@
+"""The lane at rest: brought to a stop, taken away to another process, or gone on with."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
+from typing import Any
+
+from ccserver.core.framing import Packet
+from ccserver.core.outbox import Overflow
+from ccserver.net.jobs import Calls
+from ccserver.net.sending import Sender
+
+
+class Hold:
+    """A lane that is brought, or kept, to rest."""
+
+    __slots__ = ("at_rest", "done", "hooks")
+
+    def __init__(self, done: Callable[[bool], None], hooks: list[Packet]) -> None:
+        self.done = done
+        self.hooks = hooks
+        self.at_rest = False
+
+
+class KeptBack:
+    """The outlet of a session that is on its way: keeps what it sends, should it come back.
+
+    May be called from any thread.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """@param limit: bytes that are kept at most; 0: any."""
+        self.sent: list[tuple[bytes, Overflow, Hashable]] = []
+        self.closed = False
+        self._limit = limit
+        self._size = 0
+
+    def send(self, frame: bytes, overflow: Overflow, key: Hashable) -> None:
+        self._size += len(frame)
+        if not self._limit or self._size <= self._limit:
+            self.sent.append((frame, overflow, key))
+        elif overflow is Overflow.CLOSE:
+            self.closed = True
+
+    def room(self) -> None:
+        """There is always some, for it is not for long."""
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Resting(Sender):
+    """What a lane does to come to rest, and from there.
+
+    @ivar halted: packets that wait are not handled for now, or never if the lane is closed; hooks
+        are. May be asked from any thread.
+    """
+
+    __slots__ = ("_busy", "_hold", "_job", "_kept", "_paused", "_pending", "halted")
+
+    _pending: deque[Packet] | None
+    _busy: bool
+    _paused: bool
+    _hold: Hold | None
+    _kept: KeptBack | None
+    _job: Calls
+    halted: bool
+
+    @property
+    def held(self) -> bool:
+        """Whether it is brought, or kept, to rest."""
+        return self._hold is not None
+
+    def hold(self, done: Callable[[bool], None], hooks: Iterable[Packet] = ()) -> None:
+        """Come to rest: what is being handled is brought to its end, what waits goes on waiting.
+
+        Hooks that wait are still called: those of a new connection, then C{hooks}. Reading is
+        paused until L{unhold}.
+
+        @param done: called with True when the lane is at rest, which it stays until L{unhold} or
+            L{depart}; called with False when the connection begins to end, before or after that:
+            then there is no hold any more.
+        """
+        self._hold = Hold(done, list(hooks))
+        self.halted = True
+        if not self._paused:
+            self._paused = True
+            self._peer.pause_reading()
+        self._call_back()
+        if self._job:
+            with suppress(IndexError):  # a thread has begun it meanwhile
+                self.finished(b"", 0, [], 0, self._job.pop())
+        self._advance()
+
+    def unhold(self) -> None:
+        """Go on as before L{hold}; C{done} is not called any more."""
+        if self._hold is not None:
+            self._end_hold()
+            self._advance()
+
+    def depart(self) -> list[Packet]:
+        """The connection leaves the process: give up the packets that wait, and do no more.
+
+        To be called at rest. What the session sends from now on is kept back, and what waits for
+        the client stays here, see L{contents}.
+        """
+        waiting, self._pending, self._hold = self._pending, None, None
+        self._kept = KeptBack(self._dispatch.send_limits.hard)
+        self.session.attach(self._kept)
+        return list(waiting or ())
+
+    def contents(self) -> list[bytes]:
+        """What waits for the client, before the transport, in who departs with it."""
+        self._dispatch.behind.discard(self)
+        return [] if self._outbox is None else self._outbox.contents()
+
+    def come_back(self, waiting: list[Packet]) -> None:
+        """The connection stays after all: go on as before L{depart}."""
+        kept, self._kept = self._kept, None
+        self.session.attach(self)
+        self._unhalt()
+        self._busy = False
+        if self._outbox is not None:
+            self._dispatch.behind.add(self)
+        if not self.closed:
+            self.put_back(waiting)
+        for sent in kept.sent if kept is not None else ():
+            self.send(*sent)
+        if kept is not None and kept.closed and not self._silent:
+            self.close()
+        self._advance()
+
+    def _end_hold(self) -> None:
+        if self._hold is not None and self._hold.at_rest:
+            self._busy = False
+        self._hold = None
+        self._unhalt()
+
+    def _unhalt(self) -> None:
+        self.halted = False
+        if self.closed:  # asked behind that, for a thread may close it now
+            self.halted = True
+
+    def _come_to_rest(self, hold: Hold) -> None:
+        """Do what is to be done still, before the lane is at rest."""
+        while not self._busy and self._hold is hold:
+            hooks = []
+            while self._pending and self._pending[0][0] < 0:
+                hooks.append(self._pending.popleft())
+            if not self._pending:
+                self._pending = None
+            if not hooks:
+                hooks, hold.hooks = hold.hooks, []
+            if hooks:
+                self._run(hooks)
+            else:
+                self._busy = hold.at_rest = True  # so that nothing begins
+                hold.done(True)
+
+    def _call_back(self) -> None:
+        if self._running and self._pending is None:
+            self._pending = deque()  # so take() does not return it at once
+
+    def close(self) -> None:
+        """Send what was sent so far, then close; what waits to be handled is dropped."""
+        raise NotImplementedError
+
+    def put_back(self, packets: Iterable[Packet]) -> None:
+        """Let C{packets} wait before all others that wait."""
+        raise NotImplementedError
+
+    def finished(self, data: bytes, count: int, refused: Any, errors: int, rest: Any) -> None:
+        """The pool has done the lane's job."""
+        raise NotImplementedError
+
+    def _run(self, packets: list[Packet]) -> None:
+        """Handle C{packets}, until one has to wait."""
+        raise NotImplementedError

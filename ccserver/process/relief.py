@@ -1,0 +1,38 @@
+"""Relief: who is full accepts no more connections while others have room, who do it for him."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ccserver.process.fleet import Fleet
+from ccserver.process.workers import WorkerOfMaster
+
+
+class Relief:
+    """Lets workers that have room accept those connections that the kernel gives to full ones.
+
+    Only when all are full are connections refused.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._told: dict[WorkerOfMaster, bool] = {}
+
+    def look(self) -> None:
+        """A worker has said how it is."""
+        workers = [each for each in self._fleet.serving if "full" in each.figures]
+        new = len(self._fleet.places) - len(workers)  # who has said nothing yet has room
+        roomy = [each for each in workers if not each.figures["full"]]
+        for each in workers:
+            wait = len(roomy) + new > (each in roomy)  # somebody else has room
+            if self._told.get(each) is not wait:
+                self._told[each] = wait
+                each.keep_waiting(wait)
+            if each.figures["full"] and roomy:
+                self._fleet.relieve(each, roomy)
+            else:
+                self._fleet.end_relief(each)
+
+    def gone(self, process: Any) -> None:
+        """A worker's process has ended."""
+        self._told.pop(process, None)

@@ -1,0 +1,109 @@
+"""No descriptors left: clients wait, nothing spins, and all is served when some are free again."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import socket
+import time
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from ccserver.core.framing import encode
+from tests.functional import codes
+from tests.functional.server import ServerProcess, descriptors, measured, wait_until
+
+LIMIT = 64
+CLIENTS = 200
+WATCHED = 2.0
+"""Seconds over which the processor's time is looked at."""
+
+
+class LimitedServer(ServerProcess):
+    """A server that was started by C{ulimit -n 64}."""
+
+    def passed(self) -> dict[str, Any]:
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+
+        return {"preexec_fn": limit}
+
+
+class DescriptorTests(SynchronousTestCase):
+    def crowd(self, port: int) -> list[socket.socket]:
+        """Clients that have connected, and asked."""
+        clients = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(CLIENTS)]
+        for client in clients:
+            self.addCleanup(client.close)
+            client.sendall(encode(codes.REACTOR, b"here"))
+        return clients
+
+    def test_200_clients_with_64_descriptors(self):
+        with LimitedServer(OnFewDescriptors="warn") as server:
+            ((_, worker),) = server.workers().items()
+            clients = self.crowd(server.port)
+            wait_until(lambda: "cannot accept connections" in server.log, "it to be full")
+            before, start = processor_seconds(worker), time.monotonic()
+            size = len(server.log)
+            wait_until(lambda: time.monotonic() > start + WATCHED, "some time to go by")
+            share = (processor_seconds(worker) - before) / (time.monotonic() - start)
+            measured(f"{CLIENTS} clients, {LIMIT} descriptors: share of a processor", share)
+            self.assertLess(share, 0.2)
+            self.assertLess(len(server.log) - size, 2048)
+            self.assertLessEqual(len(descriptors(worker)), LIMIT - 8 + 1)
+            served = readable(clients)
+            self.assertGreater(len(served), 20)
+            left = time.monotonic()
+            for client in clients:
+                client.close()
+            news = self.crowd(server.port)[:20]
+            wait_until(lambda: len(readable(news)) == len(news), "new clients to be served", 5)
+            seconds = time.monotonic() - left
+            measured("seconds from their leaving to the replies of new clients", seconds)
+            self.assertLess(seconds, 1.0)
+            self.assertEqual(list(server.workers().values()), [worker])
+            self.assertNotIn("Traceback", server.log)
+
+    def test_those_who_wait_are_served_when_others_leave(self):
+        with LimitedServer(OnFewDescriptors="warn") as server:
+            clients = self.crowd(server.port)
+            wait_until(lambda: "cannot accept connections" in server.log, "it to be full")
+            waiting = set(clients)
+
+            def answered() -> list[socket.socket]:
+                return readable(waiting)
+
+            while waiting:
+                served = wait_until(answered, "a reply", 5)
+                for client in served:
+                    self.assertEqual(client.recv(100), encode(codes.REACTOR, b"here"))
+                    client.close()
+                waiting.difference_update(served)
+
+    def test_a_limit_that_is_too_low_is_a_refusal_in_one_line(self):
+        server = LimitedServer()
+        self.addCleanup(server.close)
+        server.launch()
+        self.assertEqual(server.wait(), 3)
+        refusals = [line for line in server.log.splitlines() if "[emerg]" in line]
+        self.assertEqual(len(refusals), 1)
+        self.assertIn("worker_connections = 2048 needs 2113 file descriptors", refusals[0])
+        self.assertIn("the hard limit is 64: raise that", refusals[0])
+
+
+def readable(clients: Any) -> list[socket.socket]:
+    """Those who have got something."""
+    poll = select.poll()
+    by_fd = {client.fileno(): client for client in clients}
+    for fd in by_fd:
+        poll.register(fd, select.POLLIN)
+    return [by_fd[fd] for fd, _ in poll.poll(0)]
+
+
+def processor_seconds(pid: int) -> float:
+    """The processor's time that a process has had."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,149 @@
+"""Clients that ask for much and read nothing: what they cost, and how they end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from ccserver.core.framing import encode
+from tests.functional import pushing
+from tests.functional.server import Client, ServerProcess, measured, wait_until
+
+APP = "tests.functional.pushing:app"
+CLIENTS = 8
+MEGABYTES = 48
+MIB = 1 << 20
+PAGE = os.sysconf("SC_PAGESIZE")
+
+
+class SlowReaderCase(SynchronousTestCase):
+    def serve(self, **settings: Any) -> ServerProcess:
+        server = ServerProcess(APP, **settings)
+        self.addCleanup(server.close)
+        server.start()
+        (self.worker,) = server.workers().values()
+        with server.connect() as client:
+            client.ask(pushing.ECHO, b"warm")
+        self.before = self.most = self.memory()
+        return server
+
+    def memory(self) -> int:
+        """The resident bytes of the worker."""
+        with open(f"/proc/{self.worker}/statm") as file:
+            return int(file.read().split()[1]) * PAGE
+
+    def non_readers(self, server: ServerProcess, *packets: tuple[int, bytes]) -> list[Client]:
+        """Clients that have sent C{packets} and read nothing."""
+        clients = []
+        for _ in range(CLIENTS):
+            client = server.connect()
+            self.addCleanup(client.close)
+            client.send(*packets)
+            clients.append(client)
+        return clients
+
+    def until(self, condition: Any, what: str) -> None:
+        """Wait for C{condition}, and note the memory meanwhile."""
+
+        def look() -> Any:
+            self.most = max(self.most, self.memory())
+            return condition()
+
+        wait_until(look, what)
+        self.most = max(self.most, self.memory())
+
+    def assert_cheap(self, what: str) -> None:
+        cost = self.most - self.before
+        measured(f"{what}: MiB of a worker, more than before", cost / MIB)
+        self.assertLess(cost, 16 * MIB)
+
+
+class PushTests(SlowReaderCase):
+    def flooded(self, code: int) -> None:
+        server = self.serve()
+        began = time.monotonic()
+        self.non_readers(server, (code, b"%d" % MEGABYTES))
+        self.until(lambda: server.log.count("closed: send_queue_full") == CLIENTS, "their ends")
+        seconds = time.monotonic() - began
+        measured(
+            f"{CLIENTS} clients asked for {MEGABYTES} MiB each, seconds to the last's", seconds
+        )
+        self.assertLess(seconds, 12)
+        self.assertIn("send_queue_full: ", server.log)
+        self.assert_cheap(f"pushes of code {code} to {CLIENTS} that do not read")
+        with server.connect() as client:
+            self.assertEqual(client.ask(pushing.ECHO, b"still"), b"still")
+
+    def test_they_are_closed_and_cost_little(self):
+        self.flooded(pushing.FLOOD)
+
+    def test_so_are_those_whom_threads_push_to(self):
+        self.flooded(pushing.FLOOD_IN_THREAD)
+
+    def test_who_gets_what_may_be_dropped_stays_and_costs_little(self):
+        server = self.serve()
+        clients = self.non_readers(server, (pushing.FEED, b"%d" % MEGABYTES))
+        with server.connect() as last:  # handled behind them all
+            self.until(lambda: last.ask(pushing.ECHO, b"x"), "the feeds")
+        self.assert_cheap(f"feeds to {CLIENTS} that do not read")
+        for client in clients:
+            client.send((pushing.ECHO, b"here"))
+            last_body = b""
+            while last_body != b"here":
+                packet = client.receive()
+                assert packet is not None
+                last_body = packet[1]
+        self.assertNotIn("send_queue_full", server.log)
+
+    def test_who_is_waited_for_costs_little_and_gets_all_once_he_reads(self):
+        server = self.serve()
+        clients = self.non_readers(server, (pushing.STREAM, b"%d" % MEGABYTES))
+        with server.connect() as other:
+            self.until(lambda: other.ask(pushing.ECHO, b"x"), "the streams")
+        self.assert_cheap(f"streams to {CLIENTS} that do not read")
+        client = clients[0]
+        for _ in range(MEGABYTES * 256):
+            self.assertEqual(client.receive(), (pushing.STREAM, pushing.BODY))
+        self.assertEqual(client.receive(), (pushing.STREAM, b"done"))
+
+    def test_who_half_closes_and_does_not_read_is_cut_after_the_flush_timeout(self):
+        server = self.serve(FlushTimeout=2)
+        clients = self.non_readers(server, (pushing.STREAM, b"%d" % MEGABYTES))
+        began = time.monotonic()
+        for client in clients:
+            client.end()
+        self.until(lambda: server.log.count("closed: client_closed") == CLIENTS + 1, "their ends")
+        seconds = time.monotonic() - began
+        measured("FlushTimeout 2: clients that half-close and do not read, seconds", seconds)
+        self.assertLess(seconds, 4)
+        self.assertGreater(seconds, 1)
+
+
+class KernelTests(SlowReaderCase):
+    def test_the_send_buffer_bounds_what_the_kernel_holds(self):
+        server = self.serve(SendBuffer="32KiB")
+        client = socket.socket()
+        self.addCleanup(client.close)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(encode(pushing.STREAM, b"%d" % MEGABYTES))
+        with server.connect() as other:
+            other.ask(pushing.ECHO, b"x")
+        held = unacknowledged(server.port, client.getsockname()[1])
+        measured("SendBuffer 32KiB: bytes of an unread stream in the kernel", held)
+        self.assertGreater(held, 0)
+        self.assertLess(held, 128 * 1024)
+
+
+def unacknowledged(port: int, peer: int) -> int:
+    """The bytes that the kernel holds of what was sent from C{port} to C{peer}, both local."""
+    with open("/proc/net/tcp") as file:
+        for line in list(file)[1:]:
+            _, local, remote, _, queues, *_ = line.split()
+            if local.endswith(f":{port:04X}") and remote.endswith(f":{peer:04X}"):
+                return int(queues.partition(":")[0], 16)
+    return 0

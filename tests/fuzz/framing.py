@@ -1,0 +1,94 @@
+"""Targets that decode: the same packets and refusals as the model, in whatever pieces, however
+often the connection moves, in Python and compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ccserver.core import framing
+from ccserver.core.framing import FrameDecoder, cut_in_python, header_in_python
+from ccserver.errors import BadChecksum, BadLength, PacketTooLong
+from ccserver.native import native
+from tests.fuzz.choices import Choices, pieces, stream
+from tests.fuzz.model import Decoded, decode
+
+LONGEST = (29000, 8, 9, 64, 300, 4096, 65535, 29000)
+
+
+def decoder(data: bytes) -> None:
+    """L{FrameDecoder} on both ways to cut, against the model."""
+    choices = Choices(data)
+    options = choices.byte()
+    longest, close, moves = LONGEST[options & 7], bool(options & 8), bool(options & 16)
+    cuts = choices.take(options >> 5)
+    received = stream(choices)
+    expected = decode(received, longest, close)
+    ways = [cut_in_python] if native is None else [cut_in_python, native.cut]
+    before = framing.cut
+    try:
+        for framing.cut in ways:
+            got = _decoded(received, cuts, longest, close, moves)
+            assert got == expected, (framing.cut, got, expected)
+    finally:
+        framing.cut = before
+
+
+def _decoded(stream: bytes, cuts: bytes, longest: int, close: bool, moves: bool) -> Decoded:
+    """What a decoder, or one for each piece that goes on where the last was, makes of it."""
+    result = Decoded()
+    decoder = FrameDecoder(longest, close)
+    fed = complete = 0
+    for piece in pieces(stream, cuts):
+        if moves and not decoder.closed:
+            here, decoder = decoder, FrameDecoder(longest, close)
+            decoder.restore(here.incomplete, here.bytes, here.packets)
+            assert not decoder.refused, decoder.refused
+        closed = decoder.closed
+        packets = decoder.feed(piece)
+        result.packets += packets
+        refused, decoder.refused = decoder.refused, []
+        assert not (closed and (packets or refused)), "decoded behind the end"
+        for error, code, position, fatal in refused:
+            assert isinstance(error, BadLength | BadChecksum), error
+            assert fatal == (close or isinstance(error, BadLength)), error
+            result.refused.append((error.reason, code, complete + position))
+        fed += 0 if closed else len(piece)
+        complete += len(packets) + len(refused)
+        assert decoder.packets == complete, (decoder.packets, complete)
+        assert decoder.bytes == fed, (decoder.bytes, fed)
+        assert decoder.buffered == len(decoder.incomplete) < max(longest, framing.HEADER_LENGTH)
+    result.rest, result.closed = decoder.incomplete, decoder.closed
+    assert (decoder.end() is None) == (not result.rest)
+    return result
+
+
+def cutter(data: bytes) -> None:
+    """Both ways to cut a piece of bytes, from any place of it, with any greatest length."""
+    if native is None:
+        return
+    choices = Choices(data)
+    longest, start = choices.short(), choices.short()
+    received = stream(choices)
+    start %= len(received) + 2
+    here: list[Any] = []
+    there: list[Any] = []
+    stopped = cut_in_python(received, start, longest, here)
+    assert native.cut(received, start, longest, there) == stopped
+    assert here == there
+
+
+def header(data: bytes) -> None:
+    """Both ways to make a header."""
+    if native is None:
+        return
+    choices = Choices(data)
+    body = bytes(choices.short()) if choices.byte() & 1 else b""
+    code = int.from_bytes(choices.take(4), "big", signed=True)
+    body += choices.rest()
+    made = []
+    for make in (header_in_python, native.header):
+        try:
+            made.append(make(code, body))
+        except (PacketTooLong, ValueError) as error:
+            made.append((type(error), str(error)))
+    assert made[0] == made[1], made

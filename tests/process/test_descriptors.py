@@ -1,0 +1,63 @@
+"""Descriptors: as many as may be, or a refusal that says what to change."""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from ccserver.config import Config
+from ccserver.errors import StartError
+from ccserver.process.descriptors import allow_descriptors
+from tests.support import logged, texts
+
+INFINITY = resource.RLIM_INFINITY
+
+
+class DescriptorTests(SynchronousTestCase):
+    """1936 connections, 64 to spare and one listening socket make 2001."""
+
+    def setUp(self) -> None:
+        self.events = logged(self)
+
+    def allow(self, soft: int, hard: int, more: str = "") -> list[Any]:
+        """What is asked of the kernel."""
+        asked: list[Any] = []
+        self.patch(resource, "getrlimit", lambda which: (soft, hard))
+        self.patch(resource, "setrlimit", lambda which, limits: asked.append(limits))
+        text = f"Listen = 127.0.0.1:5678\nworker_connections = 1936\n{more}"
+        allow_descriptors(Config.parse(text))
+        return asked
+
+    def test_as_many_as_may_be(self):
+        self.assertEqual(self.allow(1024, 4096), [(4096, 4096)])
+        self.assertEqual(self.events, [])
+
+    def test_just_enough_is_enough(self):
+        self.assertEqual(self.allow(1024, 2001), [(2001, 2001)])
+
+    def test_one_too_few_is_refused_with_numbers_and_what_to_change(self):
+        error = self.assertRaises(StartError, self.allow, 1024, 2000)
+        self.assertEqual(
+            str(error),
+            "worker_connections = 1936 needs 2001 file descriptors, the hard limit is 2000: raise "
+            "that (ulimit -n, LimitNOFILE of systemd), or lower worker_connections, or set "
+            "OnFewDescriptors = warn",
+        )
+
+    def test_each_address_needs_one(self):
+        more = "ListenPort0 = 5679\n"
+        self.assertRaises(StartError, self.allow, 1024, 2001, more)
+
+    def test_where_that_is_wanted_it_is_only_told(self):
+        self.assertEqual(self.allow(1024, 1500, "OnFewDescriptors = warn\n"), [(1500, 1500)])
+        (text,) = texts(self.events)
+        self.assertIn("needs 2001 file descriptors, the hard limit is 1500", text)
+
+    def test_without_a_limit_there_is_nothing_to_raise(self):
+        self.assertEqual(self.allow(INFINITY, INFINITY), [])
+
+    def test_without_a_hard_limit_as_many_as_are_needed(self):
+        self.assertEqual(self.allow(1024, INFINITY), [(2001, INFINITY)])
+        self.assertEqual(self.allow(9999, INFINITY), [(9999, INFINITY)])
