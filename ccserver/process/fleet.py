@@ -38,6 +38,10 @@ KILL_GRACE = 1.0
 """Seconds that a worker gets beyond the time it has to stop, and that its stop hooks have where
 it stops gracefully, before it is killed."""
 
+SILENCE = 1.5
+"""Seconds without a beat, behind the time it has to stop, after which a worker is taken for
+blocked: it beats once a second while it runs its stop hooks."""
+
 STACKS_GRACE = 0.5
 """Seconds that a blocked worker has to write down its stacks, before it is killed."""
 
@@ -129,6 +133,7 @@ class Fleet:
         self._stopping = False
         self._all_gone: Deferred[None] | None = None
         self._kill: IDelayedCall | None = None
+        self._silent: IDelayedCall | None = None
 
     @property
     def serving(self) -> list[WorkerOfMaster]:
@@ -515,6 +520,15 @@ class Fleet:
                 return  # signals that keep coming do not put it off
             self._kill.cancel()
         self._kill = self._reactor.callLater(patience, self._kill_workers)
+        if graceful:
+            self._silent = self._reactor.callLater(timeout + KILL_GRACE, self._kill_silent)
+
+    def _kill_silent(self) -> None:
+        """Kill who runs no stop hooks, for his reactor is blocked."""
+        for process in list(self.workers):
+            if process.silence > SILENCE:
+                self._kill_one(process)
+        self._silent = self._reactor.callLater(LOOK_AGAIN, self._kill_silent)
 
     def _kill_workers(self) -> None:
         for process in list(self.workers):
@@ -526,8 +540,9 @@ class Fleet:
 
     def _look_for_end(self) -> None:
         if self._all_gone is not None and not self.workers:
-            if self._kill is not None and self._kill.active():
-                self._kill.cancel()
+            for call in (self._kill, self._silent):
+                if call is not None and call.active():
+                    call.cancel()
             gone, self._all_gone = self._all_gone, None
             gone.callback(None)
 

@@ -158,6 +158,11 @@ class WorkerOfMaster(ProcessProtocol):
         """Whether it can be talked to."""
         return self._link.transport is not None
 
+    @property
+    def silence(self) -> float:
+        """Seconds since its last beat."""
+        return self._clock() - self._beaten
+
     def connectionMade(self) -> None:
         self.pid = self.transport.pid
 

@@ -55,9 +55,13 @@ def measured(what: str, value: float) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody has, from outside the range that clients are given theirs from."""
+    """A port that nobody has, from outside the range that clients are given theirs from.
+
+    Test processes that run side by side look in ranges of their own.
+    """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
     while True:
-        port = random.SystemRandom().randrange(16000, 32000)
+        port = random.SystemRandom().randrange(16000 + 4000 * number, 20000 + 4000 * number)
         try:
             bind(port).close()
         except OSError:
@@ -287,7 +291,8 @@ class ServerProcess:
         def settled() -> bool:
             log = self.log
             died = len(re.findall(r" \[alert\] [0-9]+: worker process [0-9]+, pid ", log))
-            return log.count(" is back, pid ") == died and len(self.workers()) == self._count
+            replaced = len(re.findall(r" worker process [0-9]+, pid [0-9]+, serves", log))
+            return replaced == died and len(self.workers()) == self._count
 
         wait_until(settled, "all workers to serve")
 

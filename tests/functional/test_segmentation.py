@@ -1,5 +1,6 @@
 import random
 import threading
+from typing import ClassVar
 
 from ccserver.core.framing import encode
 from tests.functional import apps
@@ -36,6 +37,7 @@ class Segmentation:
     """The same packets in every segmentation get the same replies, byte for byte, in order."""
 
     codes = apps.ECHOES
+    options: ClassVar = {"EmptyReads": 0}  # single bytes, as fast as they go, are a flood
 
     def sent_in(self, chunks):
         expected = b"".join(packets(self.codes))

@@ -188,11 +188,11 @@ class DescriptorTests(ServerCase):
         """Kill the worker of a slot; the pid of the next one, when it serves."""
         old = self.server.workers()[slot]
         os.kill(old, signal.SIGKILL)
-        line = f"worker process {slot} is back, pid "
+        line = f"worker process {slot}, pid "
 
         def new():
             pid = self.server.workers().get(slot)
-            return pid if f"{line}{pid}\n" in self.server.log else None
+            return pid if f"{line}{pid}, serves\n" in self.server.log else None
 
         return wait_until(new, "the next worker")
 
@@ -256,12 +256,10 @@ class DescriptorTests(ServerCase):
         with ServerProcess(workers=2) as server:
             before = len(descriptors(server.master))
             for _ in range(5):
-                backs = server.log.count(" is back, pid ") + 2
+                backs = server.log.count(", serves\n") + 2
                 for pid in server.workers().values():
                     os.kill(pid, signal.SIGKILL)
-                wait_until(
-                    lambda n=backs: server.log.count(" is back, pid ") == n, "the next workers"
-                )
+                wait_until(lambda n=backs: server.log.count(", serves\n") == n, "the next workers")
             self.assertEqual(len(descriptors(server.master)), before)
             self.assertEqual(len(children(server.master)), 2)
 
@@ -324,4 +322,4 @@ async def ping(session, request: None) -> bytes:
         self.assertIn("RuntimeError: a bad day", server.log)
         self.assertEqual((server.master, server.workers()[1]), (master, workers[1]))
         os.remove(server.path("broken"))
-        wait_until(lambda: "worker process 0 is back" in server.log, "the worker to be back")
+        wait_until(lambda: ", serves\n" in server.log, "the worker to be back")

@@ -209,15 +209,29 @@ class StopTests(FleetCase):
         self.fleet.start()
         self.assertEqual(self.workers(), [])
 
-    def test_who_does_not_stop_in_time_is_killed(self):
+    def test_who_gives_no_sign_of_life_when_his_time_is_over_is_killed(self):
         first, second = self.serving()
         stopped = self.fleet.stop(True)
         first.die(0)
-        self.turn(9 + HOOK_TIMEOUT + KILL_GRACE - 0.1)
+        self.turn(9 + KILL_GRACE - 0.1)
         self.assertFalse(second.killed)
         self.turn(0.2)
         self.assertTrue(second.killed)
         self.assertIn("worker process 1, pid 1001, does not stop: killed", self.said())
+        self.successResultOf(stopped)
+
+    def test_who_runs_his_stop_hooks_has_more_time(self):
+        self.serving(1)
+        (process,) = self.fleet.workers
+        (each,) = self.workers()
+        stopped = self.fleet.stop(True)
+        for _ in range(int(9 + HOOK_TIMEOUT + KILL_GRACE) - 1):
+            process.has_beaten({})
+            self.turn(1.0)
+            self.assertFalse(each.killed)
+        process.has_beaten({})
+        self.turn(1.1)
+        self.assertTrue(each.killed)
         self.successResultOf(stopped)
 
     def test_hastened_it_stops_at_once(self):

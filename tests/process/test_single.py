@@ -44,7 +44,7 @@ class SingleCase(SynchronousTestCase):
         self.exits: list[int] = []
         self.titles: list[str] = []
         self.patch(signal, "signal", self.handlers.__setitem__)
-        self.patch(atexit, "register", lambda function, status: self.exits.append(status))
+        self.patch(atexit, "register", lambda function, *status: self.exits.extend(status))
         self.patch(service, "setproctitle", self.titles.append)
         self.patch(service, "bridge_stdlib", lambda: None)
         self.events = logged(self)
