@@ -123,7 +123,7 @@ class CheckTests(Case):
         start = lines.index("[Net]")
         self.assertEqual(
             lines[start + 1 : start + 4],
-            ["worker_connections = 7", "; by default:", "MaxPacketLength = 29000"],
+            ["worker_connections = 7", "; by default:", "OnFewDescriptors = refuse"],
         )
 
     def test_a_section_without_defaults_has_no_line_for_them(self):
