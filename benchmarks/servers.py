@@ -30,6 +30,7 @@ _CONFIGURATION = """\
 [Net]
 Listen = {host}:{port}
 worker_connections = 20000
+OnFewDescriptors = warn
 
 [Proc]
 WorkerProcesses = 1
