@@ -11,10 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.building import BuildError, build
+
 _FOLDER = Path(__file__).resolve().parent
-_SOURCE = _FOLDER / "load.c"
 _FALLBACK = _FOLDER / "load.py"
-_BUILD = _FOLDER / ".build"
+
+_STALL = 5.0
+_SLOWEST = 50e6  # bytes a second: what a server must echo of all that is in flight at once
 
 
 class GeneratorError(Exception):
@@ -43,7 +46,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Load:
-    """One run of the generator; C{packets} counts instead of C{seconds} where it is not 0."""
+    """One run of the generator; C{packets} counts instead of C{seconds} where it is not 0.
+
+    @ivar rate: packets a second, sent when due; 0 is a closed loop. The cell's depth is not used.
+    @ivar churn: each connection lives for one packet.
+    """
 
     cell: Cell
     body: int = 32
@@ -52,15 +59,28 @@ class Load:
     packets: int = 0
     warmup: float = 0.3
     ordered: bool = True
+    rate: float = 0.0
+    churn: bool = False
 
     def arguments(self) -> list[str]:
-        """The command line of load.c and load.py."""
-        arguments = [f"--connections={self.cell.connections}", f"--depth={self.cell.depth}"]
+        """The command line of load.c, and of load.py where neither rate nor churn is wanted."""
+        arguments = [f"--connections={self.cell.connections}", f"--stall={self._stall:.1f}"]
         arguments += [f"--body={self.body}", f"--code={self.code}", f"--warmup={self.warmup}"]
         arguments.append(
             f"--packets={self.packets}" if self.packets else f"--seconds={self.seconds}"
         )
+        if self.churn:
+            arguments.append("--churn")
+        elif self.rate:
+            arguments.append(f"--rate={self.rate:.1f}")
+        else:
+            arguments.append(f"--depth={self.cell.depth}")
         return arguments if self.ordered else [*arguments, "--unordered"]
+
+    @property
+    def _stall(self) -> float:
+        """How long a connection may be without a reply: longer behind a gigabyte of others."""
+        return _STALL + self.cell.connections * self.cell.depth * self.body / _SLOWEST
 
 
 @dataclass(frozen=True)
@@ -77,6 +97,8 @@ class LoadResult:
     p50_us: float
     p99_us: float
     p999_us: float
+    max_us: float
+    late_p99_us: float
     cpu_seconds: float
 
     @classmethod
@@ -96,20 +118,16 @@ def compiled_generator() -> list[str]:
 
     @raise GeneratorError: there is no compiler, or it refuses.
     """
-    program = _BUILD / "load"
-    if program.exists() and program.stat().st_mtime > _SOURCE.stat().st_mtime:
-        return [str(program)]
     cc = compiler()
     if cc is None:
         raise GeneratorError("no C compiler")
-    _BUILD.mkdir(exist_ok=True)
-    fresh = _BUILD / f"load.{os.getpid()}"
-    build = [cc, "-O2", "-Wall", "-o", str(fresh), str(_SOURCE)]
-    done = subprocess.run(build, capture_output=True, text=True, check=False, timeout=120)
-    if done.returncode:
-        raise GeneratorError(f"load.c does not compile:\n{done.stderr}")
-    fresh.replace(program)  # two runs at once never see half a file
-    return [str(program)]
+    sources = sorted(_FOLDER.glob("load*.c"))
+    newest = max([*sources, _FOLDER / "load.h"], key=lambda path: path.stat().st_mtime)
+    way = [cc, "-O2", "-Wall", "-o", "OUT", *map(str, sources)]
+    try:
+        return [str(build(newest, "load", way))]
+    except BuildError as error:
+        raise GeneratorError(str(error)) from error
 
 
 def python_generator() -> list[str]:

@@ -1,38 +1,43 @@
 """The command C{python -m benchmarks.idle}: many connections that send a packet now and then.
 
-Prints what one costs the worker in memory, and how late its reactor is meanwhile.
+Prints what one costs the worker in memory, and how late its reactor is meanwhile. With --servers:
+what one costs the processes of each of these servers, in interleaved rounds.
 """
 
 import argparse
 import json
 import os
 import resource
-import select
 import socket
-import struct
 import subprocess
 import sys
-import sysconfig
 import time
-import zlib
-from itertools import cycle
 from pathlib import Path
 
+from benchmarks.command_line import NAMES, at_least_one, present
+from benchmarks.idle_clients import FIRST, Clients, packet
+from benchmarks.idle_memory import MOST, compare
 from benchmarks.processes import cpu_seconds, leaves
-from benchmarks.servers import HOST, ROOT, RunningServer, Server
+from benchmarks.servers import (
+    HOST,
+    ROOT,
+    RunningServer,
+    Server,
+    ServerError,
+    ccserver_command,
+)
 
-BODY = b"still there"
-PACKET = struct.pack(">HHI", 8 + len(BODY), 1, zlib.crc32(BODY)) + BODY
+PACKET = packet(code=1)
+
 SPARE = 500
 """Descriptors that client and worker need besides the connections."""
 
-SOURCES = [f"127.0.0.{n}" for n in range(2, 12)]
 PROBE_PAUSE = 0.01
 PAGE = os.sysconf("SC_PAGESIZE")
 
 _CONFIGURATION = """\
 [Net]
-Listen = {host}:{port}
+Listen = {{host}}:{{port}}
 worker_connections = {limit}
 Sock_WaitTimeEnable = 1
 Sock_MaxWaitTime = 20
@@ -40,12 +45,12 @@ PacketTimeout = 30
 FirstPacketTimeout = 60
 
 [Proc]
-WorkerProcesses = 1
+WorkerProcesses = {{workers}}
 ProcMsgRecvWorkThreadCount = 4
 
 [App]
 App = benchmarks.echo:app
-AppPath = {root}
+AppPath = {{root}}
 """
 
 
@@ -63,67 +68,13 @@ def allow(count: int) -> int:
 
 def server(limit: int) -> Server:
     """ccserver with heartbeats and time limits."""
-
-    def command(port: int, folder: Path) -> list[str]:
-        configuration = folder / "ccserver.conf"
-        text = _CONFIGURATION.format(host=HOST, port=port, limit=limit, root=ROOT)
-        configuration.write_text(text)
-        twistd = Path(sysconfig.get_path("scripts")) / "twistd"
-        start = [str(twistd), "-n", "--pidfile=", "ccserver"]
-        return [sys.executable, *start, "--config", str(configuration)]
-
-    return Server("ccserver", "heartbeats on", command)
+    configuration = _CONFIGURATION.format(limit=limit)
+    return Server("ccserver", "heartbeats on", ccserver_command, configuration=configuration)
 
 
 def resident(pid: int) -> int:
     """The bytes of memory that a process has."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
-
-
-class Clients:
-    """Connections that each send a packet once a period, and read the reply."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._poll = select.epoll()
-        self.sockets: dict[int, socket.socket] = {}
-        self.replies = 0
-        self.lost = 0
-
-    def connect(self, count: int) -> None:
-        """Make C{count} more, each of which sends a packet at once."""
-        sources = cycle(SOURCES)
-        for _ in range(count):
-            made = socket.socket()
-            made.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
-            made.bind((next(sources), 0))
-            made.connect((HOST, self._port))
-            made.setblocking(False)
-            made.send(PACKET)
-            self.sockets[made.fileno()] = made
-            self._poll.register(made.fileno(), select.EPOLLIN)
-            self.read(0)
-
-    def read(self, timeout: float) -> None:
-        """Take what has come."""
-        for fd, _ in self._poll.poll(timeout, 1024):
-            data = self.sockets[fd].recv(65536)
-            if data:
-                self.replies += len(data) // len(PACKET)
-            else:
-                self.lost += 1
-                self._poll.unregister(fd)
-
-    def run(self, seconds: float, period: float) -> None:
-        """Let each send a packet once a period."""
-        everybody = cycle(list(self.sockets.values()))
-        start = time.monotonic()
-        sent = 0
-        while (now := time.monotonic() - start) < seconds:
-            while sent < now / period * len(self.sockets):
-                next(everybody).send(PACKET)
-                sent += 1
-            self.read(0.005)
 
 
 def probe(port: int, seconds: float) -> dict[str, float]:
@@ -155,9 +106,9 @@ def measure(count: int, seconds: float, period: float) -> int:
     with RunningServer(server(connections + 100), None) as running:
         (worker,) = leaves(running.processes())
         clients = Clients(running.port)
-        clients.connect(200)  # what is allocated once is there
+        clients.connect(FIRST)
         empty = resident(worker)
-        clients.connect(connections - 200)
+        clients.connect(connections - FIRST)
         while clients.replies < connections:
             clients.read(1.0)
         full = resident(worker)
@@ -171,7 +122,7 @@ def measure(count: int, seconds: float, period: float) -> int:
         figures = json.loads(output)
         used = cpu_seconds([worker]) - before
         later = resident(worker)
-    each = (full - empty) / (connections - 200)
+    each = (full - empty) / (connections - FIRST)
     print(f"{connections} connections in one worker, each a packet in {period:g} s, {seconds:g} s")
     print(f"resident memory a connection: {each:.0f} bytes (whole worker {later >> 20} MiB)")
     print(f"connections lost: {clients.lost}; CPU of the worker: {used / (seconds + 1):.1%}")
@@ -186,15 +137,30 @@ def measure(count: int, seconds: float, period: float) -> int:
 def main() -> int:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.idle", description=__doc__)
-    parser.add_argument("--connections", type=int, default=20000)
+    parser.add_argument("--connections", type=int, help="20000, or 10000 with --servers")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--period", type=float, default=20.0, help="seconds between two packets")
+    parser.add_argument("--servers", nargs="+", choices=NAMES, metavar="NAME",
+                        help=f"compare the memory of these: {', '.join(NAMES)}")  # fmt: skip
+    parser.add_argument(
+        "--rounds", type=at_least_one, default=5, help="with --servers (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="with --servers: every sample")
     parser.add_argument("--probe", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.probe:
         print(json.dumps(probe(arguments.probe, arguments.seconds)))
         return 0
-    return measure(arguments.connections, arguments.seconds, arguments.period)
+    if not arguments.servers:
+        return measure(arguments.connections or 20000, arguments.seconds, arguments.period)
+    connections = min(allow(arguments.connections or 10000), MOST)
+    try:
+        samples = compare(present(arguments.servers), connections, arguments.rounds)
+    except ServerError as error:
+        sys.exit(f"{error}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(samples, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":

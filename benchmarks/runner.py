@@ -3,9 +3,10 @@
 import os
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from benchmarks.generator import Cell, GeneratorError, Load, generate
 from benchmarks.processes import ProcessesChangedError, busy_seconds, cpu_seconds, runs_only_on
@@ -14,15 +15,24 @@ from benchmarks.servers import HOST, RunningServer, Server, ServerError, StartEr
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured, and how."""
+    """What is to be measured, and how; C{command} is the generator's."""
 
     servers: Sequence[Server]
     cells: Sequence[Cell]
+    bodies: Sequence[int]
     rounds: int
     seconds: float
     warmup: float
-    body: int
     command: list[str]
+
+    @property
+    def loads(self) -> list[Load]:
+        """One for each cell and body; which server they are for is not yet said."""
+        return [
+            Load(cell, body=body, seconds=self.seconds, warmup=self.warmup)
+            for cell in self.cells
+            for body in self.bodies
+        ]
 
 
 @dataclass(frozen=True)
@@ -41,16 +51,20 @@ class Cores:
 
     def __str__(self) -> str:
         if self.server is None:
-            return "unpinned (fewer than two cores): server and generator share a core"
+            return "unpinned: server and generator share what cores there are"
         return f"server on core {self.server}, generator on core {self.generator}"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One server in one cell in one round."""
+    """One server in one cell with one body in one round.
+
+    @ivar late_p99_us: how late the generator itself was under an open load.
+    """
 
     round: int
     cell: str
+    body: int
     server: str
     cpu_us: float
     packets: int
@@ -58,6 +72,8 @@ class Sample:
     p50_us: float
     p99_us: float
     p999_us: float
+    max_us: float
+    late_p99_us: float
     server_busy: float
     generator_busy: float
     others_busy: float
@@ -68,6 +84,7 @@ class Failure:
     """Why a server could not be measured in a cell, or in all; it is not tried there again."""
 
     cell: str
+    body: int
     server: str
     message: str
 
@@ -85,23 +102,40 @@ def allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def measure(plan: Plan, cores: Cores) -> Iterator[Sample | Failure]:
-    """All samples of all rounds, as they come."""
-    failed: set[tuple[Cell, Server]] = set()
-    unstartable: set[Server] = set()
+class Attempts:
+    """Measures what can be measured: what has failed is not tried again."""
+
+    def __init__(self) -> None:
+        self._failed: set[tuple[Cell, int, str]] = set()
+        self._unstartable: set[str] = set()
+
+    def sample(
+        self, server: Server, load: Load, once: Callable[[], Sample]
+    ) -> Iterator[Sample | Failure]:
+        """What C{once} measures, or why it did not; nothing where it has failed before."""
+        place = load.cell, load.body, server.name
+        if server.name in self._unstartable or place in self._failed:
+            return
+        try:
+            yield once()
+        except StartError as error:
+            self._unstartable.add(server.name)
+            yield Failure("all", load.body, server.name, str(error))
+        except (ServerError, GeneratorError, ProcessesChangedError) as error:
+            self._failed.add(place)
+            yield Failure(str(load.cell), load.body, server.name, str(error))
+
+
+def measure(
+    plan: Plan, cores: Cores, changed: Callable[[Load], Load] = lambda load: load
+) -> Iterator[Sample | Failure]:
+    """All samples of all rounds, as they come; C{changed} makes another load of the plan's."""
+    attempts = Attempts()
     for number in range(1, plan.rounds + 1):
-        for cell in plan.cells:
+        for load in map(changed, plan.loads):
             for server in plan.servers:
-                if server in unstartable or (cell, server) in failed:
-                    continue
-                try:
-                    yield _measure_once(plan, cores, number, cell, server)
-                except StartError as error:
-                    unstartable.add(server)
-                    yield Failure("all", server.name, str(error))
-                except (ServerError, GeneratorError, ProcessesChangedError) as error:
-                    failed.add((cell, server))
-                    yield Failure(str(cell), server.name, str(error))
+                once = partial(measure_once, plan.command, cores, number, server, load)
+                yield from attempts.sample(server, load, once)
 
 
 def progress(outcome: Sample | Failure) -> None:
@@ -109,27 +143,30 @@ def progress(outcome: Sample | Failure) -> None:
     if isinstance(outcome, Failure):
         line = f"FAILED: {outcome.message}"
     else:
-        line = f"round {outcome.round}: {outcome.cpu_us:7.2f} us CPU a packet"
-    print(f"  {outcome.cell:>8} {outcome.server:16} {line}", file=sys.stderr, flush=True)
+        line = f"round {outcome.round}: {outcome.cpu_us:7.2f} us CPU"
+    place = f"{outcome.cell:>8} {outcome.body:>5} B {outcome.server:16}"
+    print(f"  {place} {line}", file=sys.stderr, flush=True)
 
 
-def _measure_once(plan: Plan, cores: Cores, number: int, cell: Cell, server: Server) -> Sample:
-    load = Load(
-        cell,
-        body=plan.body,
-        code=server.code,
-        seconds=plan.seconds,
-        warmup=plan.warmup,
-        ordered=server.ordered,
-    )
-    with RunningServer(server, cores.server) as running:
+def measure_once(
+    command: list[str], cores: Cores, number: int, server: Server, load: Load, workers: int = 1
+) -> Sample:
+    """Start the server, measure it under the load, end it.
+
+    @raise ServerError: it does not start, or has left its core.
+    @raise GeneratorError: a reply was not the one due.
+    @raise ProcessesChangedError: it was not the same processes all the time.
+    """
+    load = replace(load, code=server.code, ordered=server.ordered)
+    with RunningServer(server, cores.server, workers=workers) as running:
         meter = _Meter(running, cores)
         result = generate(
-            plan.command, load, HOST, running.port, cores.generator, meter.start, meter.stop
+            command, load, HOST, running.port, cores.generator, meter.start, meter.stop
         )
     return Sample(
         round=number,
-        cell=str(cell),
+        cell=str(load.cell),
+        body=load.body,
         server=server.name,
         cpu_us=meter.server / result.packets * 1e6,
         packets=result.packets,
@@ -137,6 +174,8 @@ def _measure_once(plan: Plan, cores: Cores, number: int, cell: Cell, server: Ser
         p50_us=result.p50_us,
         p99_us=result.p99_us,
         p999_us=result.p999_us,
+        max_us=result.max_us,
+        late_p99_us=result.late_p99_us,
         server_busy=meter.server / result.seconds,
         generator_busy=result.cpu_seconds / result.seconds,
         others_busy=max(0.0, (meter.all - meter.server - result.cpu_seconds) / result.seconds),

@@ -3,80 +3,28 @@
 from __future__ import annotations
 
 import json
-import socketserver
 import struct
 import subprocess
 import threading
-import zlib
+import time
 from collections.abc import Callable
 from functools import partial
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from benchmarks.generator import compiled_generator, compiler, python_generator
-
-HEADER = struct.Struct(">HHI")
-BAD = 10  # the packet of each connection on which a server's fault shows
-DEADLINE = 60
-
-# What is sent, packet by packet, for the nth packet of a connection.
-Answer = Callable[[int, bytes], list[bytes]]
-
-
-def good(index: int, packet: bytes) -> list[bytes]:
-    return [packet]
-
-
-def packed(code: int, body: bytes) -> bytes:
-    return HEADER.pack(HEADER.size + len(body), code, zlib.crc32(body)) + body
-
-
-def flipped(packet: bytes, position: int) -> bytes:
-    """One bit of the packet is another."""
-    changed = bytearray(packet)
-    changed[position] ^= 1
-    return bytes(changed)
-
-
-def only_at_bad(fault: Callable[[bytes], list[bytes]]) -> Answer:
-    """The fault shows on one packet; before and after it all is well."""
-    return lambda index, packet: fault(packet) if index == BAD else [packet]
-
-
-class EchoConnection(socketserver.StreamRequestHandler):
-    """Reads whole packets and sends what the server's C{answer} says."""
-
-    server: EchoServer
-    disable_nagle_algorithm = True
-
-    def handle(self) -> None:
-        index = 0
-        try:
-            while header := self.rfile.read(HEADER.size):
-                body = self.rfile.read(HEADER.unpack(header)[0] - HEADER.size)
-                for reply in self.server.answer(index, header + body):
-                    self.wfile.write(reply)
-                index += 1
-        except ConnectionError:
-            pass  # the generator has seen enough; a fault may also end a connection so
-
-
-class EchoServer(socketserver.ThreadingTCPServer):
-    """A server with one fault."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(("127.0.0.1", 0), EchoConnection)
-        self.answer = answer
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
-        self._thread.join()
+from tests.functional.faulty_echo import (
+    BAD,
+    DEADLINE,
+    HEADER,
+    Answer,
+    EchoServer,
+    flipped,
+    good,
+    only_at_bad,
+    packed,
+    run_generator,
+)
 
 
 class GeneratorTests:
@@ -85,16 +33,7 @@ class GeneratorTests:
     command: Callable[[], list[str]]
 
     def generate(self, answer: Answer, *options: str) -> subprocess.CompletedProcess[str]:
-        server = EchoServer(answer)
-        self.addCleanup(server.stop)
-        arguments = ["--warmup=0", "--stall=0.3", *options, *map(str, server.server_address)]
-        return subprocess.run(
-            [*self.command(), *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=DEADLINE,
-        )
+        return run_generator(self, self.command(), answer, *options)
 
     def assert_seen(self, message: str, answer: Answer, *options: str) -> None:
         done = self.generate(answer, "--connections=2", "--packets=100", *options)
@@ -246,6 +185,18 @@ class CompiledGeneratorTests(GeneratorTests, SynchronousTestCase):
 
     skip = None if compiler() else "no C compiler"
     command = staticmethod(compiled_generator)
+
+    def test_what_the_socket_does_not_take_is_sent_later_in_order(self) -> None:
+        began = time.monotonic()
+
+        def late(index: int, packet: bytes) -> list[bytes]:
+            if index == 0:
+                time.sleep(0.2)  # meanwhile 4096 packets are more than the socket's buffers hold
+            return [packet]
+
+        done = self.generate(late, "--depth=4096", "--body=4096", "--packets=6000", "--stall=5")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertGreater(time.monotonic() - began, 0.2)
 
 
 class PythonGeneratorTests(GeneratorTests, SynchronousTestCase):

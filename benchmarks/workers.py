@@ -1,0 +1,77 @@
+"""The command C{python -m benchmarks.workers}: does a packet cost more with two workers?
+
+Nothing is pinned: master, workers and generator share the cores, as the kernel will have it.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from functools import partial
+
+from benchmarks.command_line import Outcomes, begin, bodies, cells, needed_generator, parser
+from benchmarks.conditions import conditions
+from benchmarks.report import (
+    median_of,
+    of_cell,
+    packets_per_second,
+    ratio_of,
+    share_of,
+    spread_of,
+    summarise,
+)
+from benchmarks.runner import Attempts, Cores, Plan, measure_once
+from benchmarks.servers import SERVERS
+
+COUNTS = {"1 worker": 1, "2 workers": 2}
+BASE = "1 worker"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    made = parser("benchmarks.workers", __doc__)
+    made.add_argument("--cells", type=cells, default="64x1,64x64",
+                      help="connections x packets in flight on each (%(default)s)")  # fmt: skip
+    made.add_argument("--bodies", type=bodies, default="32", help="bytes (%(default)s)")
+    return made.parse_args()
+
+
+def main() -> int:
+    """Measure, print; status 1 where it was not possible."""
+    arguments = parse_arguments()
+    begin()
+    (ccserver,) = (server for server in SERVERS if server.name == "ccserver")
+    plan = Plan(
+        servers=[replace(ccserver, name=name) for name in COUNTS],
+        cells=arguments.cells,
+        bodies=arguments.bodies,
+        rounds=arguments.rounds,
+        seconds=arguments.seconds,
+        warmup=arguments.warmup,
+        command=needed_generator(),
+    )
+    cores = Cores(None, None)
+    facts = conditions(plan, cores, "benchmarks.workers")
+    attempts, outcomes = Attempts(), Outcomes()
+    for number in range(1, plan.rounds + 1):
+        for load in plan.loads:
+            for server in plan.servers:
+                workers = COUNTS[server.name]
+                once = partial(measure_once, plan.command, cores, number, server, load, workers)
+                outcomes.collect(attempts.sample(server, load, once))
+    summaries = summarise(outcomes.samples, [BASE], ("cpu_us", "packets_per_second"))
+    columns = [
+        spread_of("CPU us/packet", "cpu_us", 2),
+        ratio_of(f"/ {BASE}", "cpu_us", BASE),
+        packets_per_second("packets/s"),
+        ratio_of(f"/ {BASE}", "packets_per_second", BASE),
+        median_of("p50 us", "p50_us"),
+        median_of("p99 us", "p99_us"),
+        share_of("busy", "server_busy"),
+        share_of("load", "generator_busy"),
+        share_of("others", "others_busy"),
+    ]
+    return outcomes.show(facts, summaries, columns, of_cell, arguments.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
