@@ -1,5 +1,5 @@
-/* The optional compiled part: the four steps that every packet takes, as ccserver/core/framing.py
- * and ccserver/net/transport.py have them in Python. Python stays the reference: both do the same
+/* The optional compiled part: the steps that every packet takes, as core/framing.py, net/transport.py,
+ * net/dispatch.py and net/jobs.py have them in Python. Python stays the reference: both do the same
  * to the same input, which the tests hold. All are called with the interpreter lock. recv and send
  * keep it: they do not block, and giving it up for them costs more than they take. zlib gives it
  * up for bodies above 5 KiB, so nothing that another thread could change is held across a CRC. */
@@ -8,15 +8,25 @@
 #include <errno.h>
 #include <stdint.h>
 #include <string.h>
+#include <structmember.h>
 #include <sys/socket.h>
+#include <time.h>
 
-enum { HEADER = 8, LONGEST = 0xFFFF, CHUNK = 65536, SMALL = 256 };
+enum { HEADER = 8, LONGEST = 0xFFFF, CHUNK = 65536, SMALL = 256, WHOLE = 1024, MARK = 65536 };
+#define LONG 0.001
 
 static uint32_t crc_table[8][256];
 static PyObject *zlib_crc32;     /* for longer bodies: it knows the processor better */
 static PyObject *packet_too_long;
 static PyObject *no_bytes;
-static char buffer[CHUNK];       /* one is enough: it is used with the interpreter lock held */
+static _Thread_local char buffer[CHUNK + LONGEST];
+
+/* An attribute that a class keeps in a slot, whose place is looked up once. */
+struct slot {
+    const char *name;
+    PyTypeObject *type;
+    Py_ssize_t offset;
+};
 
 static void make_crc_table(void) {
     for (uint32_t n = 0; n < 256; n++) {
@@ -59,27 +69,78 @@ static int crc_of(PyObject *body, uint32_t *crc) {
     return PyErr_Occurred() ? -1 : 0;
 }
 
+static void put16(unsigned char *p, uint32_t v) {
+    p[0] = (unsigned char)(v >> 8);
+    p[1] = (unsigned char)v;
+}
+
 static uint32_t get32(const unsigned char *p) {
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }
 
-/* cut(data, start, max_length, packets) -> stop */
-static PyObject *cut(PyObject *module, PyObject *const *args, Py_ssize_t count) {
-    (void)module;
-    if (count != 4 || !PyBytes_CheckExact(args[0]) || !PyList_CheckExact(args[3])) {
-        PyErr_SetString(PyExc_TypeError, "cut(data: bytes, start: int, max_length: int, packets: list)");
-        return NULL;
+/* Where the object keeps the attribute; NULL, with no exception set: not in a slot of its class. */
+static PyObject **place_of(struct slot *slot, PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+    if (type != slot->type) {
+        PyObject *found = PyObject_GetAttrString((PyObject *)type, slot->name);
+        if (found == NULL || !Py_IS_TYPE(found, &PyMemberDescr_Type)) {
+            Py_XDECREF(found);
+            PyErr_Clear();
+            return NULL;
+        }
+        slot->offset = ((PyMemberDescrObject *)found)->d_member->offset;
+        Py_DECREF(found);
+        Py_INCREF(type); /* so that no other one gets its address */
+        Py_XSETREF(slot->type, type);
     }
-    const unsigned char *data = (const unsigned char *)PyBytes_AS_STRING(args[0]);
-    Py_ssize_t size = PyBytes_GET_SIZE(args[0]);
-    Py_ssize_t start = PyLong_AsSsize_t(args[1]), longest = PyLong_AsSsize_t(args[2]);
-    if (PyErr_Occurred())
-        return NULL;
-    if (start < 0) {
-        PyErr_SetString(PyExc_ValueError, "start is negative");
-        return NULL;
+    return (PyObject **)((char *)object + slot->offset);
+}
+
+static PyObject *get(struct slot *slot, PyObject *object) {
+    PyObject **place = place_of(slot, object);
+    return place != NULL && *place != NULL ? Py_NewRef(*place)
+                                           : PyObject_GetAttrString(object, slot->name);
+}
+
+/* Set the attribute to value, which is NULL where it could not be made; 0, or -1. */
+static int set(struct slot *slot, PyObject *object, PyObject *value) {
+    PyObject **place = place_of(slot, object);
+    int failed = value == NULL;
+    if (!failed && place != NULL) {
+        Py_XSETREF(*place, value);
+        return 0;
     }
-    Py_ssize_t before = PyList_GET_SIZE(args[3]);
+    if (!failed)
+        failed = PyObject_SetAttrString(object, slot->name, value) < 0;
+    Py_XDECREF(value);
+    return failed ? -1 : 0;
+}
+
+/* The number that the attribute is; -1, perhaps with an exception set, if it is none. */
+static Py_ssize_t number(struct slot *slot, PyObject *object) {
+    PyObject *value = get(slot, object);
+    Py_ssize_t n = value == NULL ? -1 : PyLong_AsSsize_t(value);
+    Py_XDECREF(value);
+    return n;
+}
+
+static int add(struct slot *slot, PyObject *object, Py_ssize_t n) {
+    Py_ssize_t before = number(slot, object);
+    return before < 0 ? -1 : set(slot, object, PyLong_FromSsize_t(before + n));
+}
+
+/* Whether the attribute is True; also if it cannot be said, with an exception set. */
+static int holds(struct slot *slot, PyObject *object) {
+    PyObject *value = get(slot, object);
+    int answer = value == NULL || value == Py_True;
+    Py_XDECREF(value);
+    return answer;
+}
+
+/* Append the good packets of so many bytes to the list; where that stopped, or -1. */
+static Py_ssize_t cut_bytes(const unsigned char *data, Py_ssize_t start, Py_ssize_t size,
+                            Py_ssize_t longest, PyObject *packets) {
+    Py_ssize_t before = PyList_GET_SIZE(packets);
     while (size - start >= HEADER) {
         const unsigned char *p = data + start;
         Py_ssize_t length = (Py_ssize_t)p[0] << 8 | p[1];
@@ -106,62 +167,272 @@ static PyObject *cut(PyObject *module, PyObject *const *args, Py_ssize_t count) 
         }
         PyTuple_SET_ITEM(packet, 0, code);
         PyTuple_SET_ITEM(packet, 1, body);
-        int lost = PyList_Append(args[3], packet);
+        int lost = PyList_Append(packets, packet);
         Py_DECREF(packet);
         if (lost)
             goto failed;
         start += length;
     }
-    return PyLong_FromSsize_t(start);
+    return start;
 
 failed: /* what was appended goes again, for the caller does not learn where it stopped */
-    PyList_SetSlice(args[3], before, PyList_GET_SIZE(args[3]), NULL);
-    return NULL;
+    PyList_SetSlice(packets, before, PyList_GET_SIZE(packets), NULL);
+    return -1;
+}
+
+/* cut(data, start, max_length, packets) -> stop */
+static PyObject *cut(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    if (count != 4 || !PyBytes_CheckExact(args[0]) || !PyList_CheckExact(args[3])) {
+        PyErr_SetString(PyExc_TypeError, "cut(data: bytes, start: int, max_length: int, packets: list)");
+        return NULL;
+    }
+    Py_ssize_t start = PyLong_AsSsize_t(args[1]), longest = PyLong_AsSsize_t(args[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (start < 0) {
+        PyErr_SetString(PyExc_ValueError, "start is negative");
+        return NULL;
+    }
+    start = cut_bytes((const unsigned char *)PyBytes_AS_STRING(args[0]), start,
+                      PyBytes_GET_SIZE(args[0]), longest, args[3]);
+    return start < 0 ? NULL : PyLong_FromSsize_t(start);
+}
+
+/* Write the header of the packet that carries body under code; 0, or -1 with an exception set. */
+static int make_header(PyObject *code_object, PyObject *body, unsigned char *h) {
+    Py_ssize_t length = HEADER + PyBytes_GET_SIZE(body);
+    if (length > LONGEST) {
+        PyErr_Format(packet_too_long, "a body of %zd bytes does not fit into a packet of %d",
+                     length - HEADER, LONGEST);
+        return -1;
+    }
+    long code = PyLong_AsLong(code_object);
+    if (code < 0 || code > 0xFFFF) {
+        if (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_OverflowError))
+            PyErr_Format(PyExc_ValueError, "%S is no message code", code_object);
+        return -1;
+    }
+    uint32_t crc;
+    if (crc_of(body, &crc) < 0)
+        return -1;
+    put16(h, (uint32_t)length);
+    put16(h + 2, (uint32_t)code);
+    put16(h + 4, crc >> 16);
+    put16(h + 6, crc);
+    return 0;
 }
 
 /* header(code, body) -> bytes */
 static PyObject *header(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
+    unsigned char h[HEADER];
     if (count != 2 || !PyLong_Check(args[0]) || !PyBytes_Check(args[1])) {
         PyErr_SetString(PyExc_TypeError, "header(code: int, body: bytes)");
         return NULL;
     }
-    Py_ssize_t length = HEADER + PyBytes_GET_SIZE(args[1]);
-    if (length > LONGEST) {
-        PyErr_Format(packet_too_long, "a body of %zd bytes does not fit into a packet of %d",
-                     length - HEADER, LONGEST);
+    if (make_header(args[0], args[1], h) < 0)
         return NULL;
-    }
-    long code = PyLong_AsLong(args[0]);
-    if (code < 0 || code > 0xFFFF) {
-        if (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_OverflowError))
-            PyErr_Format(PyExc_ValueError, "%S is no message code", args[0]);
-        return NULL;
-    }
-    uint32_t crc;
-    if (crc_of(args[1], &crc) < 0)
-        return NULL;
-    unsigned char h[HEADER] = {
-        (unsigned char)(length >> 8), (unsigned char)length, (unsigned char)(code >> 8),
-        (unsigned char)code, (unsigned char)(crc >> 24), (unsigned char)(crc >> 16),
-        (unsigned char)(crc >> 8), (unsigned char)crc,
-    };
     return PyBytes_FromStringAndSize((const char *)h, HEADER);
 }
 
-/* receive(socket) -> bytes; raises OSError */
-static PyObject *receive(PyObject *module, PyObject *socket) {
+/* Append the packet that carries body under code to out, as a whole or in two; its length, or -1. */
+static Py_ssize_t append(PyObject *out, PyObject *code, PyObject *body) {
+    unsigned char h[HEADER];
+    if (make_header(code, body, h) < 0)
+        return -1;
+    Py_ssize_t n = PyBytes_GET_SIZE(body), copied = n <= WHOLE ? n : 0;
+    PyObject *piece = PyBytes_FromStringAndSize(NULL, HEADER + copied);
+    if (piece == NULL)
+        return -1;
+    memcpy(PyBytes_AS_STRING(piece), h, HEADER);
+    memcpy(PyBytes_AS_STRING(piece) + HEADER, PyBytes_AS_STRING(body), (size_t)copied);
+    int failed = PyList_Append(out, piece) || (copied < n && PyList_Append(out, body));
+    Py_DECREF(piece);
+    return failed ? -1 : HEADER + n;
+}
+
+static struct slot halted = {.name = "halted"}, in_thread = {.name = "in_thread"},
+    decode = {.name = "decode"}, function = {.name = "function"}, since = {.name = "since"},
+    packets_out = {.name = "packets_out"}, bytes_out = {.name = "bytes_out"};
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+/* What a handler returns for a packet: a new reference, or NULL with an exception set; or NULL
+ * with none, and *coroutine waits for *value. */
+static PyObject *call(PyObject *handler, PyObject *session, PyObject *packet, int threaded,
+                      PyObject **coroutine, PyObject **value) {
+    PyObject *made = NULL, *reply = NULL, *request = Py_NewRef(PyTuple_GET_ITEM(packet, 1));
+    PyObject *decoder = get(&decode, handler), *called = get(&function, handler);
+    if (decoder != NULL && decoder != Py_None)
+        Py_SETREF(request, PyObject_CallOneArg(decoder, request));
+    if (decoder != NULL && called != NULL && request != NULL) {
+        PyObject *arguments[] = {NULL, session, request};
+        made = PyObject_Vectorcall(called, arguments + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    }
+    Py_XDECREF(decoder);
+    Py_XDECREF(called);
+    Py_XDECREF(request);
+    if (threaded || made == NULL)
+        return made;
+    if (PyIter_Send(made, Py_None, &reply) == PYGEN_NEXT) {
+        *coroutine = made;
+        *value = reply;
+        return NULL;
+    }
+    Py_DECREF(made);
+    return reply;
+}
+
+/* An attribute of a module that is imported for it. */
+static PyObject *imported(const char *module_name, const char *name) {
+    PyObject *module = PyImport_ImportModule(module_name);
+    if (module == NULL)
+        return NULL;
+    PyObject *value = PyObject_GetAttrString(module, name);
+    Py_DECREF(module);
+    return value;
+}
+
+static PyObject *body_of(PyObject *reply) {
+    PyObject *reply_body = imported("ccserver.net.reply", "reply_body");
+    PyObject *body = reply_body == NULL ? NULL : PyObject_CallOneArg(reply_body, reply);
+    Py_XDECREF(reply_body);
+    return body;
+}
+
+/* The exception that is set, and is not any more. */
+static PyObject *raised(void) {
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(error, traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return error;
+}
+
+/* answer(lane, session, handlers, rest, out, thread, deadline)
+ * -> count, or (count, packet, coroutine, value) where it stopped before the end of rest */
+static PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
-    int fd = PyObject_AsFileDescriptor(socket);
-    if (fd < 0)
+    if (count != 7 || !PyDict_CheckExact(args[2]) || !PyList_CheckExact(args[4])) {
+        PyErr_SetString(PyExc_TypeError,
+                        "answer(lane, session, handlers: dict, rest, out: list, thread, deadline)");
+        return NULL;
+    }
+    PyObject *session = args[1], *out = args[4], *thread = args[5];
+    PyObject *packet, *coroutine = NULL, *value = NULL;
+    int threaded = thread != Py_None, stopped = 0;
+    double deadline = PyFloat_AsDouble(args[6]), before = threaded ? seconds() : 0;
+    Py_ssize_t total = 0, replies = 0;
+    while (!stopped && (packet = PyIter_Next(args[3])) != NULL) {
+        PyObject *handler = PyDict_GetItemWithError(args[2], PyTuple_GET_ITEM(packet, 0));
+        if (handler == NULL || holds(&halted, args[0]) || holds(&in_thread, handler) != threaded)
+            break; /* the caller knows what to do with it */
+        Py_INCREF(handler);
+        PyObject *reply = call(handler, session, packet, threaded, &coroutine, &value);
+        Py_DECREF(handler);
+        if (reply != NULL && reply != Py_None) {
+            if (!PyBytes_CheckExact(reply))
+                Py_SETREF(reply, body_of(reply));
+            Py_ssize_t length = reply == NULL ? -1 : append(out, PyTuple_GET_ITEM(packet, 0), reply);
+            if (length < 0)
+                Py_CLEAR(reply);
+            else
+                replies++, total += length;
+        }
+        if (reply == NULL) {
+            if (coroutine == NULL)
+                value = raised();
+            break; /* the caller goes on with the coroutine, or raises the value */
+        }
+        Py_DECREF(reply);
+        Py_CLEAR(packet);
+        stopped = total > MARK;
+        if (threaded) {
+            double now = seconds();
+            if (now > deadline || now - before > LONG)
+                stopped = 1; /* the caller looks at the clock himself */
+            else if (set(&since, thread, PyFloat_FromDouble(before = now)) < 0)
+                break;
+        }
+    }
+    PyObject *end = NULL;
+    if (!PyErr_Occurred() && (threaded || (add(&packets_out, session, replies) == 0
+                                           && add(&bytes_out, session, total) == 0)))
+        end = packet == NULL && !stopped ? PyLong_FromSsize_t(replies)
+              : Py_BuildValue("(nOOO)", replies, packet ? packet : Py_None,
+                              coroutine ? coroutine : Py_None, value ? value : Py_None);
+    Py_XDECREF(packet);
+    Py_XDECREF(coroutine);
+    Py_XDECREF(value);
+    return end;
+}
+
+static struct slot chunks = {.name = "_chunks"}, need = {.name = "_need"}, closed = {.name = "closed"},
+    max_length = {.name = "_max_length"}, bytes_in = {.name = "bytes"},
+    packets_in = {.name = "packets"}, little = {.name = "little"};
+
+/* Put what is known of an incomplete packet into the buffer; how many bytes, or -1. */
+static Py_ssize_t begin(PyObject *decoder) {
+    PyObject *pieces = get(&chunks, decoder);
+    Py_ssize_t have = 0;
+    for (Py_ssize_t i = 0; pieces != NULL && pieces != Py_None && i < PyList_GET_SIZE(pieces); i++) {
+        PyObject *piece = PyList_GET_ITEM(pieces, i);
+        memcpy(buffer + have, PyBytes_AS_STRING(piece), (size_t)PyBytes_GET_SIZE(piece));
+        have += PyBytes_GET_SIZE(piece);
+    }
+    Py_XDECREF(pieces);
+    return pieces == NULL ? -1 : have;
+}
+
+/* feed_from(socket, decoder) -> packets, or None at the end of the stream; raises OSError */
+static PyObject *feed_from(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    int fd = count == 2 ? PyObject_AsFileDescriptor(args[0]) : -1;
+    if (fd < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "feed_from(socket, decoder)");
+        return NULL;
+    }
+    PyObject *decoder = args[1];
+    Py_ssize_t have = begin(decoder), longest = number(&max_length, decoder), wanted = number(&need, decoder);
+    if (PyErr_Occurred())
         return NULL;
     ssize_t n;
     do {
-        n = recv(fd, buffer, CHUNK, MSG_DONTWAIT);
+        n = recv(fd, buffer + have, CHUNK, MSG_DONTWAIT);
     } while (n < 0 && errno == EINTR);
-    if (n < 0)
-        return PyErr_SetFromErrno(PyExc_OSError);
-    return PyBytes_FromStringAndSize(buffer, n);
+    if (n <= 0)
+        return n < 0 ? PyErr_SetFromErrno(PyExc_OSError) : Py_NewRef(Py_None);
+    Py_ssize_t size = have + n;
+    if ((have && size < wanted) || holds(&closed, decoder))
+        return PyErr_Occurred() ? NULL : PyObject_CallMethod(decoder, "feed", "y#", buffer + have, n);
+    PyObject *packets = PyList_New(0);
+    if (packets == NULL || set(&chunks, decoder, Py_NewRef(Py_None)) < 0)
+        goto failed;
+    Py_ssize_t start = cut_bytes((const unsigned char *)buffer, 0, size, longest, packets);
+    if (start < 0 || add(&bytes_in, decoder, n) < 0)
+        goto failed;
+    if (start < size) {
+        PyObject *seen = PyObject_CallMethod(decoder, "_examine", "y#iOi", buffer + start, size - start,
+                                             0, packets, have && !start);
+        if (seen == NULL)
+            goto failed;
+        Py_DECREF(seen);
+    }
+    count = PyList_GET_SIZE(packets);
+    if (add(&packets_in, decoder, count) == 0 && (count || set(&little, decoder, PyLong_FromSsize_t(n)) == 0))
+        return packets;
+failed:
+    Py_XDECREF(packets);
+    return NULL;
 }
 
 /* transmit(socket, chunks) -> bytes: what the kernel did not take */
@@ -212,7 +483,10 @@ static PyMethodDef methods[] = {
      "Append the good packets of data, from start on, to packets; return where that stopped."},
     {"header", (PyCFunction)(void (*)(void))header, METH_FASTCALL,
      "The header of the packet that carries body under code."},
-    {"receive", receive, METH_O, "What there is to be read, at most 64 KiB."},
+    {"answer", (PyCFunction)(void (*)(void))answer, METH_FASTCALL,
+     "Call the handlers of the packets that rest has and append their replies to out."},
+    {"feed_from", (PyCFunction)(void (*)(void))feed_from, METH_FASTCALL,
+     "Receive at most 64 KiB and feed them to the decoder; return the packets, None at the end."},
     {"transmit", (PyCFunction)(void (*)(void))transmit, METH_FASTCALL,
      "Send the chunks as one; return what the kernel did not take."},
     {NULL, NULL, 0, NULL},
@@ -222,21 +496,11 @@ static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, .m_name = "ccserver._native", .m_size = -1, .m_methods = methods,
     .m_doc = "The steps that every packet takes, compiled."};
 
-/* An attribute of a module that is imported for it. */
-static PyObject *imported(const char *module_name, const char *name) {
-    PyObject *module = PyImport_ImportModule(module_name);
-    if (module == NULL)
-        return NULL;
-    PyObject *value = PyObject_GetAttrString(module, name);
-    Py_DECREF(module);
-    return value;
-}
-
 PyMODINIT_FUNC PyInit__native(void) {
     PyObject *module = NULL;
     make_crc_table();
     no_bytes = PyBytes_FromStringAndSize(NULL, 0);
-    zlib_crc32 = imported("zlib", "crc32");
+    zlib_crc32 = imported("ccserver.core.checksum", "crc32");
     packet_too_long = imported("ccserver.errors", "PacketTooLong");
     if (no_bytes != NULL && zlib_crc32 != NULL && packet_too_long != NULL)
         module = PyModule_Create(&definition);

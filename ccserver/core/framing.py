@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from zlib import crc32
 
+from ccserver.core.checksum import crc32
 from ccserver.errors import BadChecksum, BadLength, PacketTooLong, ProtocolError, Truncated
 from ccserver.native import native
 
@@ -107,6 +107,7 @@ class FrameDecoder:
     @ivar closed: nothing is decoded any more.
     @ivar bytes: how many were fed.
     @ivar packets: how many were complete, the refused ones too.
+    @ivar little: the bytes of the last feed that has completed no packet.
     """
 
     __slots__ = (
@@ -117,6 +118,7 @@ class FrameDecoder:
         "_need",
         "bytes",
         "closed",
+        "little",
         "noted",
         "packets",
         "refused",
@@ -133,6 +135,7 @@ class FrameDecoder:
         self.refused: list[Refusal] | tuple[()] = ()  # an empty list costs 56 bytes
         self.bytes = 0
         self.packets = 0
+        self.little = 0
 
     @property
     def buffered(self) -> int:
@@ -160,9 +163,9 @@ class FrameDecoder:
 
     def feed(self, data: bytes) -> list[Packet]:
         """The good packets that C{data} completes, in order; refusals are left in C{refused}."""
+        self.little = size = len(data)
         if self.closed:
             return []
-        size = len(data)
         self.bytes += size
         chunks = self._chunks
         if chunks is not None:

@@ -8,7 +8,7 @@ wait keeps the runner it is in, and the next lane gets another.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import coroutine
 from typing import Any
 
@@ -20,6 +20,7 @@ from ccserver.core.framing import HEADER_LENGTH, Packet, header
 from ccserver.core.outbox import Outbox, SendLimits
 from ccserver.core.session import Session
 from ccserver.errors import ProtocolError, SessionClosed
+from ccserver.net.begun import Begun
 from ccserver.net.lane import DONE, Lane, Runner
 from ccserver.net.pool import Pool
 from ccserver.net.reply import OUTPUT_MARK, reply_body
@@ -43,6 +44,7 @@ class Dispatch:
     """What the lanes of a worker share: the handlers, the pool and the bounds.
 
     @ivar behind: the lanes whose clients are behind.
+    @ivar threaded: the codes whose handlers run in the pool.
     """
 
     log = Logger()
@@ -59,7 +61,8 @@ class Dispatch:
         @param lane_packets: how many packets wait in a lane before its reading is paused.
         @param send_limits: how much waits to be sent.
         """
-        self.handlers = dict(app.handlers)
+        self.handlers = pool.handlers = dict(app.handlers)
+        self.threaded = {code for code, handler in self.handlers.items() if handler.in_thread}
         self.pool = pool
         self.lane_packets = lane_packets
         self.counts = counts
@@ -86,8 +89,10 @@ class Dispatch:
             elif lane.outbox is not None and lane.outbox.stalled(lane.taken, now):
                 lane.stall()
 
-    def new_runner(self) -> Runner:
+    def take_runner(self) -> Runner:
         """A runner with nothing to do."""
+        if self.idle_runners:
+            return self.idle_runners.pop()
         runner: Runner = self._handle()
         runner.send(None)
         return runner
@@ -97,14 +102,15 @@ class Dispatch:
         """Handle the packets of one lane after the other."""
         handlers = self.handlers
         lane: Lane
-        packets: list[Packet]
-        lane, packets = yield DONE
+        packets: Iterable[Packet]
+        begun: Begun | None
+        lane, packets, begun = yield DONE
         while True:
             session = lane.session
             count = total = flushed = 0
             rest = iter(packets)
             for code, body in rest:
-                if lane.halted and code >= 0:
+                if lane.halted and code >= 0 and begun is None:
                     if lane.closed:
                         continue
                     lane.put_back([(code, body), *rest])
@@ -114,13 +120,15 @@ class Dispatch:
                     lane.refuse_unknown(code)
                     continue
                 if handler.in_thread:
-                    lane.submit((handler, code, body), rest)
+                    lane.submit([(code, body), *rest])
                     break
                 decode = handler.decode
                 try:
-                    reply = yield from handler.function(
-                        session, body if decode is None else decode(body)
-                    )
+                    if begun is None:
+                        call = handler.function(session, body if decode is None else decode(body))
+                    else:
+                        call, begun = begun, None
+                    reply = yield from call
                     if reply is not None:
                         if reply.__class__ is not bytes:
                             reply = reply_body(reply)
@@ -145,7 +153,7 @@ class Dispatch:
                         lane.put_back(rest)
             session.packets_out += count
             session.bytes_out += total
-            lane, packets = yield DONE
+            lane, packets, begun = yield DONE
 
     def _hook(self, hook: Callable[..., Any], with_reason: bool) -> int:
         code = -1 - len(self.handlers)
@@ -158,6 +166,8 @@ class Dispatch:
         async def call_async(session: Session, reason: Any) -> None:
             await (hook(session, reason) if with_reason else hook(session))
 
+        if in_thread:
+            self.threaded.add(code)
         function = call if in_thread else call_async
         self.handlers[code] = Handler(code, name, function, in_thread, None, bytes, None)
         return code

@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import chain
 from operator import length_hint
 from threading import Thread
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ccserver.app import Handler
-from ccserver.core.framing import HEADER_LENGTH, header
+from ccserver.core.framing import HEADER_LENGTH, LENGTH_LIMIT, Packet, cut, header
 from ccserver.errors import ProtocolError
+from ccserver.native import native
 from ccserver.net.reply import OUTPUT_MARK, reply_body
 
 if TYPE_CHECKING:
@@ -25,17 +27,26 @@ FLUSH_AFTER = 0.001
 SLICE = 0.02
 """Seconds after which a job makes room for those of other lanes, and goes on behind them."""
 
+LONG = 0.001
+"""Seconds: a handler that holds its thread for longer is expected to do so again."""
+
+SUSPICION = 10
+"""Calls of a handler that are expected to take long, after one that did."""
+
 STACK_DEPTH = 50
 """Frames, the innermost ones, of a stack that is logged."""
 
-Call = tuple[Handler, int, bytes]
-"""A packet that goes to the pool: its handler, code and body."""
+Claim = list[list[Packet]]
+"""The packets of a job, as the one item of a list: who pops it does them, thread or lane."""
 
-Calls = list[list[Call]]
-"""The calls of a job, as the one item of a list: who pops it does them, the thread or the lane."""
+Job = tuple["Lane", Claim] | Callable[[], None] | None
+"""What the pool's threads take: packets of a lane, a function, or None to end."""
 
-Job = tuple["Lane", Calls] | Callable[[], None] | None
-"""What the pool's threads take: calls of a lane, a function, or None to end."""
+
+NOTHING: list[Any] = []
+
+answer: Callable[..., Any] | None = native.answer if native else None
+"""Does what a thread does for packets, as far as nothing unusual comes up."""
 
 
 class PoolThread(Thread):
@@ -43,18 +54,23 @@ class PoolThread(Thread):
 
     @ivar lane: whose job it is doing; None between jobs.
     @ivar since: the time that its handler was called, or the one before has returned.
+    @ivar began: the time that its job began; 0 between jobs.
     """
+
+    __slots__ = ("since",)
 
     def __init__(self, pool: Pool, name: str) -> None:
         # a handler that never returns must not keep the process from ending
         Thread.__init__(self, name=name, daemon=True)
         self.lane: Lane | None = None
-        self.since = 0.0
+        self.since = self.began = 0.0
+        self._expects_to_wait = False
+        self._untold = 0.0  # since when the reactor has not been told of what is done; 0: it has
         self._pool = pool
-        self._calls: list[Call] = []
-        self._rest: Iterator[Call] = iter(())
+        self._packets: list[Packet] = []
+        self._rest: Iterator[Packet] = iter(())
         self._out: list[bytes] = []
-        self._count = 0
+        self._flushed = 0  # replies of the job that were handed on
 
     def run(self) -> None:
         take = self._pool.take
@@ -62,15 +78,23 @@ class PoolThread(Thread):
             if isinstance(job, tuple):
                 self._do(*job)
             else:
+                self.began = perf_counter()
                 job()
+                self.began = 0.0
         self._pool.call(self._pool.ended, self)
 
     @property
     def handler(self) -> Handler | None:
         """Whose turn it is in the job; may be asked from any thread."""
-        calls, rest = self._calls, self._rest
-        place = len(calls) - length_hint(rest) - 1  # kept by the iterator: it costs no store
-        return calls[place][0] if 0 <= place < len(calls) else None
+        lane, packets, rest = self.lane, self._packets, self._rest
+        place = len(packets) - length_hint(rest) - 1  # kept by the iterator: it costs no store
+        if lane is None or not 0 <= place < len(packets):
+            return None
+        return self._pool.handlers.get(packets[place][0])
+
+    def is_held(self, now: float) -> bool:
+        """Whether its job takes long, or is expected to; may be asked from any thread."""
+        return self._expects_to_wait or 0.0 < self.began < now - LONG
 
     def stack(self) -> list[str]:
         """The lines of what it is doing, the innermost call last; may be asked from any thread."""
@@ -80,62 +104,128 @@ class PoolThread(Thread):
         frames = traceback.format_list(traceback.extract_stack(frame)[-STACK_DEPTH:])
         return "".join(frames).splitlines()
 
-    def answered(self) -> list[bytes]:
+    def answered(self) -> tuple[bytes, int]:
         """The replies that the job has and has not handed on; may be asked from any thread."""
-        return self._out[: 2 * self._count]  # whole ones: it may be adding one just now
+        data = b"".join(self._out)
+        packets: list[Packet] = []
+        stop = cut(data, 0, LENGTH_LIMIT, packets)  # it may be adding one just now
+        return data[:stop], len(packets)
 
     def flush(self) -> None:
         """Hand on the replies that the job has so far."""
         if self._out and self.lane is not None:
-            self._pool.call(self.lane.replied, b"".join(self._out), self._count)
-            self._out.clear()
-            self._count = 0
+            data, count = self.answered()
+            self._out.clear()  # the compiled part goes on appending to it
+            self._flushed += count
+            self._pool.call(self.lane.replied, data, count)
 
-    def _do(self, lane: Lane, job: Calls) -> None:
+    def _do(self, lane: Lane, claim: Claim) -> None:
         try:
-            calls = job.pop()
+            packets = claim.pop()
         except IndexError:
             return  # the lane has taken it back
-        rest = self._rest = iter(calls)
-        self._calls = calls
-        self.since = began = flushed = perf_counter()
+        rest = self._rest = iter(packets)
+        self._packets = packets
+        out: list[bytes] = []
+        self._out = out
+        self._flushed = 0
+        self.since = self.began = began = perf_counter()
         self.lane = lane  # behind its time: who looks at the lane first, sees no older one
-        session = lane.session
-        push = self._out.append
+        end: Any = (0, None, None, None)
+        if answer is not None and not self._pool.slow:
+            deadline = began + FLUSH_AFTER
+            end = answer(lane, lane.session, self._pool.handlers, rest, out, self, deadline)
+        call: Callable[..., None] = lane.done
+        if end.__class__ is int:
+            data = out[0] if len(out) == 1 else b"".join(out)
+            results: tuple[Any, ...] = (data, end - self._flushed)
+        else:
+            call, results = lane.finished, self._go_on(lane, rest, *end)
+        self.lane = None
+        self._packets = self._out = NOTHING
+        self.began = 0.0
+        self._expects_to_wait = False
+        now = self.since
+        if self._pool.done((call, results), 0.0 < self._untold < now - FLUSH_AFTER):
+            self._untold = 0.0
+        elif not self._untold:
+            self._untold = now
+
+    def _go_on(
+        self,
+        lane: Lane,
+        rest: Iterator[Packet],
+        count: int,
+        packet: Packet | None,
+        _: None,
+        error: BaseException | None,
+    ) -> tuple[Any, ...]:
+        """Handle what the compiled part has left: see C{answer} there.
+
+        @return: what L{Lane.finished} takes.
+        """
+        session, handlers, slow = lane.session, self._pool.handlers, self._pool.slow
+        began = flushed = self.began
         refused: list[tuple[ProtocolError, int]] = []
-        size = errors = 0
-        for handler, code, body in rest:
-            if lane.halted and code >= 0:
+        errors = 0
+        size = sum(map(len, self._out))
+        done = len(self._packets) - length_hint(rest)
+        code = self._packets[done - 1][0] if done else 0
+        handled = done > 0 and packet is None
+        if packet is not None:
+            rest = chain((packet,), rest)
+        while size <= OUTPUT_MARK:
+            if handled:
+                now = perf_counter()
+                if now - self.since > LONG:
+                    slow[code] = SUSPICION
+                self.since = now
+                if now - flushed > FLUSH_AFTER:
+                    if now - began > SLICE:
+                        break
+                    self.flush()
+                    flushed = now
+            handled = True
+            packet = next(rest, None)
+            if packet is None:
+                break
+            code, body = packet
+            if lane.halted and code >= 0 and error is None:
                 if lane.closed:
                     continue
-                rest = iter([(handler, code, body), *rest])
+                rest = chain((packet,), rest)
                 break
+            if slow and code in slow:
+                self._prepare_to_wait(code)
+            handler = handlers[code]
             decode = handler.decode
             try:
+                if error is not None:
+                    raise error
                 reply = handler.function(session, body if decode is None else decode(body))
                 if reply is not None:
                     if reply.__class__ is not bytes:
                         reply = reply_body(reply)
-                    push(header(code, reply))
-                    push(reply)
-                    self._count += 1
+                    head = header(code, reply)
+                    self._out += (head, reply)
                     size += HEADER_LENGTH + len(reply)
-            except ProtocolError as error:
-                refused.append((error, code))
+            except ProtocolError as refusal:
+                refused.append((refusal, code))
             except BaseException:
                 errors += 1
                 lane.failed(handler)
-            if size > OUTPUT_MARK:
-                break
-            self.since = now = perf_counter()
-            if now - flushed > FLUSH_AFTER:
-                if now - began > SLICE:
-                    break
-                self.flush()
-                flushed = now
-        data = b"".join(self._out)
-        count, self._count = self._count, 0
-        self._out.clear()
-        self.lane = None
-        self._calls = []
-        self._pool.call(lane.finished, data, count, refused, errors, list(rest))
+            error = None
+        data, count = self.answered()
+        return data, count, refused, errors, list(rest)
+
+    def _prepare_to_wait(self, code: int) -> None:
+        """The handler of C{code} has taken long: nobody is to wait for it who need not."""
+        slow = self._pool.slow
+        left = slow.get(code, 0) - 1
+        if left > 0:
+            slow[code] = left
+        else:
+            slow.pop(code, None)
+        self._expects_to_wait = True
+        self.flush()
+        self._pool.prepare_to_wait()

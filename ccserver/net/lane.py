@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextvars import Context, copy_context
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail
@@ -16,13 +17,14 @@ from ccserver.app import Handler
 from ccserver.core.framing import Packet
 from ccserver.core.session import CloseReason, Session
 from ccserver.errors import ProtocolError, UnknownCode
+from ccserver.native import native
+from ccserver.net.begun import Begun
 from ccserver.net.peer import NOBODY, Peer
 from ccserver.net.resting import Resting
 from ccserver.net.sending import NOTHING
 
 if TYPE_CHECKING:
     from ccserver.net.dispatch import Dispatch
-    from ccserver.net.jobs import Call
 
 __all__ = ["BATCH", "DONE", "NOTHING", "Lane", "Runner", "waiting_packets"]
 
@@ -30,9 +32,13 @@ BATCH = 64
 """How many waiting packets a lane takes up in one go."""
 
 Runner = Generator[Any, Any, None]
-"""Is sent a lane and packets, or None to go on; yields L{DONE}, or what a handler waits for."""
+"""Is sent a lane, packets, and the call of the first if it has begun; or None, to go on. Yields
+L{DONE}, or what a handler waits for."""
 
 DONE = object()
+
+answer: Callable[..., Any] | None = native.answer if native else None
+"""Does what a runner or a thread does for packets, as far as nothing unusual comes up."""
 
 
 class Lane(Resting):
@@ -124,28 +130,61 @@ class Lane(Resting):
                 self._advance()  # its replies wait behind what waits already
             self._pause_if_full()
             return NOTHING
+        if packets[0][0] in self._dispatch.threaded and not self.halted:
+            self.submit(packets)
+            if self._pending is not None:
+                self._pause_if_full()
+            return NOTHING
         # as in _step, here for the sake of speed: most packets go no further
-        runners = self._dispatch.idle_runners
-        runner = runners.pop() if runners else self._dispatch.new_runner()
+        dispatch = self._dispatch
+        runner, awaited = None, DONE
         out: list[bytes] = []
         self.out = out
         self._running = True
         try:
-            awaited = runner.send((self, packets))
+            if answer is None:
+                runner = dispatch.take_runner()
+                awaited = runner.send((self, packets, None))
+            else:
+                rest = iter(packets)
+                end = answer(self, self.session, dispatch.handlers, rest, out, None, 0.0)
+                if end.__class__ is not int:
+                    runner, awaited = self._go_on(rest, *end)
         finally:
             self._running = False
             self.out = NOTHING  # an idle connection does not hold its last reply
         if awaited is DONE:
-            runners.append(runner)
+            if runner is not None:
+                dispatch.idle_runners.append(runner)
             if self._pending is None and not self._ending:
                 return out
         if out:
             self._emit(out)
-        if awaited is not DONE:
+        if runner is not None and awaited is not DONE:
             self._wait(runner, awaited, copy_context())
         self._advance()
         self._pause_if_full()
         return NOTHING
+
+    def _go_on(
+        self,
+        rest: Iterator[Packet],
+        count: int,
+        packet: Packet | None,
+        coroutine: Coroutine[Any, Any, Any] | None,
+        value: Any,
+    ) -> tuple[Runner, Any]:
+        """Go on where the compiled part has stopped: see C{answer} there."""
+        begun = None
+        packets: Iterable[Packet] = rest
+        if packet is not None:
+            packets = chain((packet,), rest)
+            if coroutine is not None or value is not None:
+                begun = Begun(coroutine, value)
+        elif self.flush():
+            self.put_back(rest)
+        runner = self._dispatch.take_runner()
+        return runner, runner.send((self, packets, begun))
 
     def finish(self) -> None:
         """Tell the peer when all that was taken has been handled."""
@@ -231,21 +270,16 @@ class Lane(Resting):
         else:
             self._pending.extendleft(reversed(list(packets)))
 
-    def submit(self, first: Call, rest: Iterator[Packet]) -> None:
-        """Hand C{first}, and all that follow it and go to the pool as well, to the pool."""
-        handlers = self._dispatch.handlers
-        calls = [first]
-        for code, body in rest:
-            handler = handlers.get(code)
-            if handler is None:
-                self.refuse_unknown(code)
-            elif handler.in_thread:
-                calls.append((handler, code, body))
-            else:
-                self.put_back([(code, body), *rest])
+    def submit(self, packets: list[Packet]) -> None:
+        """Hand those of C{packets} to the pool that go there before the first that does not."""
+        threaded = self._dispatch.threaded
+        for place, (code, _) in enumerate(packets):
+            if code not in threaded:
+                self.put_back(packets[place:])
+                packets = packets[:place]
                 break
         self._busy = True
-        self._job = [calls]
+        self._job = [packets]
         pool = self._dispatch.pool
         pool.submit(self, self._job)
         if pool.unfinished > pool.limit and not self._paused:
@@ -291,9 +325,8 @@ class Lane(Resting):
 
     def _run(self, packets: list[Packet]) -> None:
         """Handle C{packets}, until one has to wait."""
-        runners = self._dispatch.idle_runners
-        runner = runners.pop() if runners else self._dispatch.new_runner()
-        self._step(runner, partial(runner.send, (self, packets)))
+        runner = self._dispatch.take_runner()
+        self._step(runner, partial(runner.send, (self, packets, None)))
 
     def _step(self, runner: Runner, step: Callable[[], Any]) -> None:
         """Let C{runner} take a C{step}, until it is done or has to wait."""
@@ -351,15 +384,32 @@ class Lane(Resting):
         self._let_go()
         self._peer.lane_done()
 
+    def done(self, data: bytes, count: int) -> None:
+        """The pool has done the lane's job: C{count} replies, and nothing went wrong."""
+        if self._answered is not None or self._outbox is not None or self._silent:
+            self.finished(data, count, [], 0, [])
+            return
+        # as in finished(), here for the sake of speed
+        dispatch = self._dispatch
+        dispatch.pool.unfinished -= 1
+        session = self.session
+        session.packets_out += count
+        session.bytes_out += len(data)
+        self._busy = False
+        if data:
+            self._peer.transport.write(data)
+        if self._pending is not None or self._hold is not None or self._ending or self._paused:
+            self._advance()
+
     def finished(
         self,
         data: bytes,
         count: int,
         refused: list[tuple[ProtocolError, int]],
         errors: int,
-        rest: list[Call],
+        left: list[Packet],
     ) -> None:
-        """The pool has done the lane's job, or what one go of it may do, and leaves C{rest}."""
+        """The pool has done the lane's job, or what one go of it may do, and has C{left} some."""
         if self._answered is None:
             self._dispatch.pool.unfinished -= 1
         else:
@@ -368,7 +418,8 @@ class Lane(Resting):
         for error, code in refused:
             self._peer.refuse(error, code)
         self._dispatch.counts.handler_errors += errors
-        left = [(code, body) for _, code, body in rest if code < 0 or not self.closed]
+        if self.closed:
+            left = [packet for packet in left if packet[0] < 0]
         if left:
             self.put_back(left)
         self._busy = False

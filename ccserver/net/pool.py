@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import queue
 import weakref
 from collections import deque
 from collections.abc import Callable
 from threading import current_thread, get_ident
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -16,7 +16,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ccserver.net.jobs import Calls, Job, PoolThread
+from ccserver.app import Handler
+from ccserver.net.jobqueue import JobQueue
+from ccserver.net.jobs import Claim, Job, PoolThread
 
 if TYPE_CHECKING:
     from ccserver.net.lane import Lane
@@ -26,6 +28,9 @@ T = TypeVar("T")
 
 GROWTH = 2
 """How many times its size the pool may have in threads, while handlers hold them too long."""
+
+LOOK = 0.001
+"""Seconds between two looks at whether the threads that are awake get on with what waits."""
 
 
 @implementer(IReadDescriptor)
@@ -38,6 +43,9 @@ class Pool:
     @ivar handler_timeout: seconds that a handler may hold a thread; 0: as long as it likes.
     @ivar limit: how many jobs may be unfinished before those who submit more are not read.
     @ivar unfinished: jobs submitted whose end nobody has heard of, but for those given up.
+    @ivar handlers: what its threads call, by code.
+    @ivar slow: the codes whose handlers hold a thread for long, and for how many calls more they
+        are taken to, see L{PoolThread}.
     """
 
     log = Logger()
@@ -51,7 +59,7 @@ class Pool:
         self.handler_timeout = handler_timeout
         self.unfinished = 0
         self._reactor = reactor
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._jobs: JobQueue[Job] = JobQueue()
         self._threads: list[PoolThread] = []
         self._started = 0
         self._leaving = 0  # threads that are to end when they come to it
@@ -62,9 +70,11 @@ class Pool:
         # not before the last thread that may call has let go of us: it must not hit another file
         weakref.finalize(self, os.close, self._eventfd).atexit = False
         self._home = 0
-        self.take = self._jobs.get
         self._gathered: list[Job] = []
         self._flush_later = getattr(reactor, "flush_later", None)
+        self._looking = False  # jobs have waited at the end of the last turn, too
+        self.slow: dict[int, int] = {}
+        self.handlers: dict[int, Handler] = {}
 
     @property
     def threads(self) -> int:
@@ -74,7 +84,7 @@ class Pool:
     @property
     def queued(self) -> int:
         """How many jobs wait for a thread: of each lane one at most."""
-        return self._jobs.qsize() + len(self._gathered)
+        return len(self._jobs) + len(self._gathered)
 
     @property
     def crowded(self) -> bool:
@@ -100,42 +110,80 @@ class Pool:
         What they call from now on is not done any more.
         """
         self.work_off()
-        self.flush()
+        self._jobs.put(self._gathered)
+        self._gathered.clear()
         self._calls = deque(maxlen=0)
-        for _ in range(len(self._threads) - self._leaving):
-            self._jobs.put(None)
+        self._jobs.put([None] * (len(self._threads) - self._leaving))
+        while self._jobs.rouse():
+            pass
         self._reactor.removeReader(self)
+
+    def take(self) -> Job:
+        """The next job; waits for one."""
+        return self._jobs.take()
+
+    def done(self, call: tuple[Callable[..., None], tuple[Any, ...]], late: bool) -> bool:
+        """Let the reactor make C{call}, at the latest when no job waits any more; from a thread.
+
+        @param late: at once.
+        @return: whether it has been told.
+        """
+        self._calls.append(call)
+        if late or not self._jobs or self._flush_later is None:
+            self.wake_up()
+            return True
+        return False
 
     def in_reactor(self) -> bool:
         """Whether the caller is the reactor's thread."""
         return get_ident() == self._home
 
-    def submit(self, lane: Lane, calls: Calls) -> None:
-        """Let a thread do C{calls}, in order, and tell C{lane}."""
+    def submit(self, lane: Lane, claim: Claim) -> None:
+        """Let a thread handle the packets of C{claim}, in order, and tell C{lane}."""
         self.unfinished += 1
         if self._flush_later is None:
-            self._jobs.put((lane, calls))
+            self._put((lane, claim))
             return
-        if not self._gathered:
+        if not self._gathered and not self._looking:
             self._flush_later(self)
-        self._gathered.append((lane, calls))
+        self._gathered.append((lane, claim))
 
     def flush(self) -> None:
-        """Wake the threads for the jobs of this turn: now that the reactor has nothing to do."""
-        for job in self._gathered:
-            self._jobs.put(job)
-        self._gathered.clear()
+        """Hand the jobs of this turn over, now that the reactor has nothing to do.
 
-    def flush_failed(self) -> None:
-        """Try again in the next turn; a job that is put twice is done once."""
-        if self._gathered and self._flush_later is not None:
+        One thread does them all, if it can. As long as some wait, the reactor looks again after
+        L{LOOK} seconds at the latest: if each thread that is awake is held by what it does, one
+        more is woken. So a handler that is slow without being known for it holds up the others
+        for that long.
+        """
+        jobs = self._jobs
+        if self._gathered:
+            jobs.put(self._gathered)
+            self._gathered.clear()
+        elif self._calls and not jobs:
+            self.wake_up()  # the last job may take long, and what was done before it is untold
+        self._looking = len(jobs) > 0
+        if not self._looking:
+            return
+        awake = len(self._threads) - jobs.asleep
+        if not awake:
+            jobs.rouse()
+        else:
+            now = perf_counter()
+            if sum([thread.is_held(now) for thread in self._threads]) >= awake:
+                jobs.rouse()
+                if self._calls:
+                    self.wake_up()
+        if self._flush_later is not None:
             self._flush_later(self)
+            self._reactor.nap = LOOK
 
     def run(self, function: Callable[..., T], *args: Any) -> Deferred[T]:
         """Call C{function} in a thread; fires with what it returns or raises."""
         done: Deferred[T] = Deferred()
 
         def job() -> None:
+            self.prepare_to_wait()
             try:
                 result = function(*args)
             except BaseException:
@@ -148,7 +196,7 @@ class Pool:
             fire(result)
 
         self.unfinished += 1
-        self._jobs.put(job)
+        self._put(job)
         return done
 
     def flush_job(self, lane: Sender) -> None:
@@ -164,6 +212,16 @@ class Pool:
         off writes to the eventfd.
         """
         self._calls.append((function, args))
+        self.wake_up()
+
+    def prepare_to_wait(self) -> None:
+        """The calling thread is about to be held: let others do what waits, here and there."""
+        if self._calls:
+            self.wake_up()
+        self._jobs.rouse()
+
+    def wake_up(self) -> None:
+        """Let the reactor do what it was called for; from any thread."""
         if not self._woken:
             self._woken = True
             os.eventfd_write(self._eventfd, 1)
@@ -193,7 +251,7 @@ class Pool:
         return lane
 
     def _give_up(self, thread: PoolThread, lane: Lane, now: float) -> None:
-        handler, replies, stack = thread.handler, thread.answered(), thread.stack()
+        handler, (replies, count), stack = thread.handler, thread.answered(), thread.stack()
         if thread.lane is not lane or handler is None:
             return  # it has returned, and all of this may be of another job
         self.log.error(
@@ -207,7 +265,7 @@ class Pool:
         )
         self._stuck.add(lane)
         self.unfinished -= 1
-        lane.give_up(b"".join(replies), len(replies) // 2)
+        lane.give_up(replies, count)
         self._fit()
 
     def returned(self, lane: Lane) -> None:
@@ -255,7 +313,7 @@ class Pool:
         free = len(self._threads) - self._leaving - len(self._stuck)
         if free > self.size:
             self._leaving += 1
-            self._jobs.put(None)
+            self._put(None)
         elif free < self.size:
             if len(self._threads) < GROWTH * self.size:
                 self._start_thread()
@@ -264,6 +322,10 @@ class Pool:
                     "all {threads} threads are held by handlers: what goes to them waits",
                     threads=len(self._threads),
                 )
+
+    def _put(self, job: Job) -> None:
+        self._jobs.put([job])
+        self._jobs.rouse()
 
     def _start_thread(self) -> None:
         thread = PoolThread(self, f"pool-{self._started}")

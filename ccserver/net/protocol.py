@@ -65,7 +65,7 @@ class PacketProtocol(Protocol):
         self.session = Session(session_id, self._peer, factory.server, factory.limits, now)
         self._decoder = self.session.decoder
         self.lane = Lane(self.session, self, factory.dispatch)
-        self.transport.registerProducer(self.lane, True)
+        self._attend()
         factory.connections.add(self)
         self.lane.start()
         if factory.connections.crowds(self):
@@ -76,16 +76,22 @@ class PacketProtocol(Protocol):
         if factory.connections.draining:
             self.finish()
 
+    def _attend(self) -> None:
+        """Let the transport tell lane and session of what happens."""
+        self.transport.registerProducer(self.lane, True)
+        attend = getattr(self.transport, "attend", None)
+        if attend is not None:
+            attend(self._decoder, self.receive)
+
     def dataReceived(self, data: bytes) -> None:
-        out = self.receive(data)
+        out = self.receive(self._decoder.feed(data))
         if out:
             self.transport.writeSequence(out)
 
-    def receive(self, data: bytes) -> list[bytes]:
-        """Take C{data} from the client; what is returned is to be sent to it, at once."""
-        packets = self._decoder.feed(data)
+    def receive(self, packets: list[Packet]) -> list[bytes]:
+        """Take what the decoder has made of a read; what is returned is to be sent, at once."""
         if not packets and not self._decoder.refused:
-            self._take_little(len(data))
+            self._take_little(self._decoder.little)
             return NOTHING
         if self.factory.timed:
             packets = self.session.admit(packets, self.factory.clock.seconds())
@@ -207,7 +213,7 @@ class PacketProtocol(Protocol):
         self.transport = transport
         self.connected = 1
         self.lane = Lane(self.session, self, factory.dispatch)
-        self.transport.registerProducer(self.lane, True)
+        self._attend()
         factory.connections.add(self)
         factory.connections.counts.adopted += 1
         self.lane.adopt(carried.pending, unsent)

@@ -37,6 +37,7 @@ class DirectReactor(EPollReactor):
     inherited.
 
     @ivar flush_later: flush a transport at the end of this turn, before the reactor sleeps.
+    @ivar nap: how many seconds it may sleep this time at most; None: as long as nothing is due.
     """
 
     seconds = staticmethod(time.monotonic)
@@ -46,6 +47,7 @@ class DirectReactor(EPollReactor):
     _disconnectSelectable: Any
 
     def __init__(self) -> None:
+        self.nap: float | None = None
         self._unflushed: list[Flushable] = []
         self.flush_later: Callable[[Flushable], None] = self._unflushed.append
         EPollReactor.__init__(self)
@@ -60,6 +62,11 @@ class DirectReactor(EPollReactor):
                 except Exception:  # no memory; what is behind it is flushed all the same
                     log.err(None, "Unexpected error in a flush.")
                     flushable.flush_failed()
+        nap = self.nap
+        if nap is not None:
+            self.nap = None
+            if timeout is None or timeout > nap:
+                timeout = nap
         try:
             events = self._poller.poll(-1 if timeout is None else timeout, TURN)
         except OSError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ccserver.core.framing import Packet
 from ccserver.core.outbox import Overflow
-from ccserver.net.jobs import Calls
+from ccserver.net.jobs import Claim
 from ccserver.net.sending import Sender
 
 
@@ -65,7 +65,7 @@ class Resting(Sender):
     _paused: bool
     _hold: Hold | None
     _kept: KeptBack | None
-    _job: Calls
+    _job: Claim
     halted: bool
 
     @property

@@ -73,6 +73,9 @@ class Encrypted(Opening):
         context = terms.context()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
 
+    def attend(self, *_: Any) -> None:
+        """What comes is no packets: the session is told of data."""
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.transport, name)
 

@@ -11,6 +11,7 @@ from twisted.internet import abstract, main, tcp
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.python.failure import Failure
 
+from ccserver.core.framing import FrameDecoder, Packet
 from ccserver.native import native
 from ccserver.net.intake import Intake, accept_waiting
 
@@ -18,12 +19,14 @@ READ_SIZE = 65536
 """Bytes that are read at once, and above which writes are not held back to the turn's end."""
 
 
-def receive_in_python(sock: socket.socket) -> bytes:
-    """What there is to be read, at most L{READ_SIZE} bytes; empty at the end of the stream.
+def feed_from_in_python(sock: socket.socket, decoder: FrameDecoder) -> list[Packet] | None:
+    """Feed the decoder what there is to be read, at most L{READ_SIZE} bytes.
 
+    @return: the packets that it completes; None at the end of the stream.
     @raise OSError: nothing is there (C{BlockingIOError}), or the connection is broken.
     """
-    return sock.recv(READ_SIZE)
+    data = sock.recv(READ_SIZE)
+    return decoder.feed(data) if data else None
 
 
 def transmit_in_python(sock: socket.socket, chunks: list[bytes]) -> bytes:
@@ -36,7 +39,9 @@ def transmit_in_python(sock: socket.socket, chunks: list[bytes]) -> bytes:
     return data[sent:]
 
 
-receive: Callable[[Any], bytes] = native.receive if native else receive_in_python
+feed_from: Callable[[Any, FrameDecoder], list[Packet] | None] = (
+    native.feed_from if native else feed_from_in_python
+)
 transmit: Callable[[Any, list[bytes]], bytes] = native.transmit if native else transmit_in_python
 
 
@@ -73,7 +78,17 @@ class DirectServer(tcp.Server):
             del self.logstr
             del self.repstr
         self._flush_later = getattr(self.reactor, "flush_later", None)
-        self._receive = getattr(self.protocol, "receive", None) if self._flush_later else None
+        self._decoder: FrameDecoder | None = None
+        self._receive: Callable[[list[Packet]], list[bytes]] | None = None
+
+    def attend(self, decoder: FrameDecoder, receive: Callable[[list[Packet]], list[bytes]]) -> None:
+        """From now on feed what is read to C{decoder}, and let C{receive} have its packets.
+
+        What that returns is sent at the end of the turn. On another reactor than ours the
+        protocol is told of data, as any is.
+        """
+        if self._flush_later is not None:
+            self._decoder, self._receive = decoder, receive
 
     def logPrefix(self) -> str:
         protocol = getattr(self, "protocol", None)  # there is none once it is closed
@@ -83,26 +98,36 @@ class DirectServer(tcp.Server):
         return f"<{self.logPrefix()}>"
 
     def doRead(self) -> Any:
+        receive = self._receive
+        if receive is None:
+            return self._read_data()
         try:
-            data = receive(self.socket)
+            packets = feed_from(self.socket, self._decoder)  # type: ignore[arg-type]
+        except BlockingIOError:
+            return None
+        except OSError:
+            return main.CONNECTION_LOST
+        if packets is None:
+            return main.CONNECTION_DONE
+        out = receive(packets)
+        if out:
+            if self._corked is None:
+                self._corked = out
+                self._flush_later(self)
+            else:
+                self._corked.extend(out)
+        return None
+
+    def _read_data(self) -> Any:
+        try:
+            data = self.socket.recv(READ_SIZE)
         except BlockingIOError:
             return None
         except OSError:
             return main.CONNECTION_LOST
         if not data:
             return main.CONNECTION_DONE
-        if self._receive is None:
-            self.protocol.dataReceived(data)
-            return None
-        out = self._receive(data)
-        if out:
-            if self._flush_later is None:  # TLS has begun meanwhile
-                self.write(b"".join(out))
-            elif self._corked is None:
-                self._corked = out
-                self._flush_later(self)
-            else:
-                self._corked.extend(out)
+        self.protocol.dataReceived(data)
         return None
 
     def doWrite(self) -> Any:
@@ -179,7 +204,6 @@ class DirectServer(tcp.Server):
     def pass_on(self, protocol: Any) -> None:
         """Let C{protocol} have the connection from now on."""
         self.protocol = protocol
-        self._receive = getattr(protocol, "receive", None) if self._flush_later else None
         protocol.makeConnection(self)
 
     def detach(self) -> list[bytes]:
@@ -204,17 +228,17 @@ class DirectServer(tcp.Server):
     def release(self) -> None:
         """Let go of the socket of a detached transport: it is closed here, and only here."""
         self.connected, self.disconnected = 0, 1
-        self.producer = self._receive = self._corked = None
+        self.producer = self._receive = self._decoder = self._corked = None
         self.socket.close()  # without a shutdown, which would end it for all who have it
         del self.protocol, self.socket, self.fileno
 
     def startTLS(self, *arguments: Any) -> None:
         self.flush()
-        self._flush_later = self._receive = None
+        self._flush_later = self._receive = self._decoder = None
         tcp.Server.startTLS(self, *arguments)
 
     def connectionLost(self, reason: Failure) -> None:
-        self._receive = self._corked = None  # the protocol is not ours any more
+        self._receive = self._decoder = self._corked = None  # the protocol is not ours any more
         tcp.Server.connectionLost(self, reason)
 
     def abortConnection(self) -> None:

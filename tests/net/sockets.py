@@ -201,7 +201,7 @@ class Wire:
 
     def __init__(self, test: Any, reactor: type[EPollReactor], transport: type[tcp.Server]) -> None:
         # the compiled ones would do their system calls themselves
-        test.patch(direct, "receive", direct.receive_in_python)
+        test.patch(direct, "feed_from", direct.feed_from_in_python)
         test.patch(direct, "transmit", direct.transmit_in_python)
         self.reactor = reactor()
         self.poller = fake_kernel(self.reactor)

@@ -918,7 +918,7 @@ class AwaitTests(DispatchCase):
     def test_a_handler_that_still_waits_when_all_is_over_is_no_fault(self):
         self.waiting(1)
         client = self.connect()
-        runner = self.worker.dispatch.new_runner()
+        runner = self.worker.dispatch.take_runner()
         self.worker.dispatch.idle_runners = [runner]
         client.receive((1, b""))
         self.assertEqual(len(self.waits), 1)

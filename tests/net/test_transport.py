@@ -7,6 +7,8 @@ Twisted's on either.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from hypothesis import HealthCheck, example, given, settings
@@ -26,7 +28,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from ccserver.app import App
-from ccserver.core.framing import encode
+from ccserver.core.framing import FrameDecoder, encode
 from ccserver.core.session import Session
 from ccserver.native import native
 from ccserver.net import transport as direct
@@ -37,6 +39,18 @@ from tests.net.sockets import AGAIN, PIPE, RESET, FakeSocket, Recorder, Wire
 from tests.support import FakeWorker
 
 BIG = 200_000
+
+PIECES = [
+    encode(1, b"good"),
+    encode(2),
+    encode(3, bytes(900)),
+    encode(4, bytes(900))[:500],
+    encode(5, b"bad")[:-1] + b"D",
+    encode(6, bytes(2000)),
+    b"\0\7" + bytes(6),
+    b"\0",
+]
+"""Packets, good and bad, and beginnings of some."""
 
 
 @implementer(IHalfCloseableProtocol)
@@ -759,29 +773,53 @@ class CompiledTests(SynchronousTestCase):
             end.setblocking(False)
             self.addCleanup(end.close)
         self.ways = (
-            (native.receive, native.transmit),
-            (direct.receive_in_python, direct.transmit_in_python),
+            (native.feed_from, native.transmit),
+            (direct.feed_from_in_python, direct.transmit_in_python),
         )
 
-    def test_what_is_there_is_received(self):
-        for receive, _ in self.ways:
-            self.theirs.send(b"hello")
-            self.assertEqual(receive(self.ours), b"hello")
+    def feeders(self) -> list[Callable[[], Any]]:
+        """Both ways to receive, each with a decoder of its own."""
+        return [partial(feed_from, self.ours, FrameDecoder(29000)) for feed_from, _ in self.ways]
+
+    def test_packets_that_are_there_are_returned(self):
+        for feed in self.feeders():
+            self.theirs.send(encode(7, b"hello") + encode(8))
+            self.assertEqual(feed(), [(7, b"hello"), (8, b"")])
 
     def test_no_more_than_one_read_at_a_time(self):
-        for receive, _ in self.ways:
-            self.theirs.send(bytes(100_000))
-            self.assertEqual(len(receive(self.ours)), direct.READ_SIZE)
-            self.assertEqual(len(receive(self.ours)), 100_000 - direct.READ_SIZE)
+        for feed in self.feeders():
+            self.theirs.send(encode(1, bytes(20_000)) * 5)
+            self.assertEqual([len(feed()), len(feed())], [3, 2])
 
     def test_nothing_there_is_a_blocking_io_error(self):
-        for receive, _ in self.ways:
-            self.assertRaises(BlockingIOError, receive, self.ours)
+        for feed in self.feeders():
+            self.assertRaises(BlockingIOError, feed)
 
-    def test_the_end_of_the_stream_is_no_bytes(self):
+    def test_the_end_of_the_stream_is_none(self):
         self.theirs.close()
-        for receive, _ in self.ways:
-            self.assertEqual(receive(self.ours), b"")
+        for feed in self.feeders():
+            self.assertIsNone(feed())
+
+    def test_a_socket_that_is_none_is_an_error(self):
+        decoder = FrameDecoder(29000)
+        self.assertRaises((TypeError, ValueError), native.feed_from, object(), decoder)
+        self.assertRaises(TypeError, native.feed_from, self.ours)
+
+    @given(st.lists(st.binary(max_size=300) | st.sampled_from(PIECES), max_size=12))
+    def test_any_bytes_leave_both_decoders_alike(self, segments):
+        decoders = [FrameDecoder(1000), FrameDecoder(1000)]
+        for segment in segments:
+            if not segment:
+                continue
+            seen = []
+            for (feed_from, _), decoder in zip(self.ways, decoders, strict=True):
+                self.theirs.send(segment)
+                packets = feed_from(self.ours, decoder)
+                refused = [(type(r.error), str(r.error), *r[1:]) for r in decoder.refused]
+                state = (decoder.bytes, decoder.packets, decoder.closed, decoder.noted)
+                little = None if packets else decoder.little
+                seen.append((packets, refused, state, decoder.incomplete, little))
+            self.assertEqual(seen[0], seen[1])
 
     def test_chunks_are_sent_as_one(self):
         for chunks in ([b"a"], [b"a", b"", b"bc"], [b"x"] * 3000, [b"a", bytes(70_000), b"b"], []):
