@@ -76,7 +76,7 @@ def open_accounts(worker: Worker) -> None:
     try:
         store = _open_store(config)
     except ConfigError as error:
-        raise ConfigError(str(error), config.path, key="DBInfo") from None
+        raise config.refusal("DBInfo", str(error)) from None
     before = app.state.get("registrar")
     app.state["registrar"] = Registrar(store, Passwords(config.database))
     app.state["gate"] = Gate(config.accounts)

@@ -19,6 +19,15 @@ class Result(IntEnum):
     UNAVAILABLE = 3
 
 
+TOLD = {
+    Result.DONE: "done",
+    Result.NAME_TAKEN: "refused: the name is taken",
+    Result.NOT_ACCEPTABLE: "refused: the name or the password is not acceptable",
+    Result.UNAVAILABLE: "refused for now: try again later",
+}
+"""What C{ccserver call} says of a result."""
+
+
 class Register(Message):
     """100 bytes. C{type} is the client's own and has no meaning here.
 
@@ -36,6 +45,9 @@ class RegisterReply(Message):
     result: int = field.i32()
     username: str = field.chars(NAME_SIZE, errors="surrogateescape")
     password: bytes = field.raw(PASSWORD_SIZE)
+
+    def __str__(self) -> str:
+        return _told(self.result)
 
 
 class Login(Message):
@@ -55,3 +67,12 @@ class LoginReply(Message):
     username: str = field.chars(NAME_SIZE)
     result: int = field.u32()
     reserved: bytes = field.raw(PASSWORD_SIZE - 4)
+
+    def __str__(self) -> str:
+        if not self.username and self.result == Result.DONE:
+            return "refused: the name or the password is wrong"
+        return _told(self.result)
+
+
+def _told(result: int) -> str:
+    return TOLD[Result(result)] if result in list(Result) else f"result {result}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections import OrderedDict
 from collections.abc import Hashable
 
@@ -10,6 +11,10 @@ from ccserver.config import AccountsSettings
 
 QUIET = 3600.0
 """Seconds after which an address that had wrong logins for a name is as good as a new one."""
+
+SITE = 16
+"""How many addresses a /48 of IPv6 counts for, which has 65,536: it may be one customer's, or all
+that a mobile operator gives out in a town."""
 
 
 class Allowance:
@@ -67,11 +72,12 @@ class Ledger:
 class Penalties:
     """Which logins are refused without a look at their password.
 
-    Wrong ones are held against the name at that address, against the address, and against the
-    name wherever they come from. Who guesses at a name from many addresses must not keep its owner
-    out: the name's own allowance does not concern an address that was quiet about it, nor one
-    from which it was logged in to. That one is not held up by what others do at its address
-    either. Nothing depends on whether there is such an account.
+    Wrong ones are held against the name at that address, against the address, against its L{site},
+    and against the name wherever they come from. Who guesses at a name from many addresses must
+    not keep its owner out: the name's own allowance does not concern an address that was quiet
+    about it, as long as its site has not used up what L{SITE} addresses have of that, nor an
+    address from which it was logged in to. That one is not held up by what others do at its
+    address either. Nothing depends on whether there is such an account.
     """
 
     def __init__(self, settings: AccountsSettings) -> None:
@@ -79,9 +85,11 @@ class Penalties:
         one = Allowance(settings.wrong_logins, settings.wrong_login_delay)
         self.connection = one
         self._pairs = Ledger(one, size)
-        self._addresses = Ledger(
-            Allowance(settings.address_wrong_logins, settings.address_wrong_login_delay), size
-        )
+        count, delay = settings.address_wrong_logins, settings.address_wrong_login_delay
+        self._addresses = Ledger(Allowance(count, delay), size)
+        self._sites = Ledger(Allowance(count * SITE, delay / SITE), size)
+        # a name at a site: an address that is new to a name has one wrong login in QUIET seconds
+        self._visits = Ledger(Allowance(SITE, QUIET / SITE), size)
         self._names = Ledger(
             Allowance(settings.name_wrong_logins, settings.name_wrong_login_delay), size
         )
@@ -98,9 +106,12 @@ class Penalties:
             return True
         if pair in self._homes:
             return False
-        if address and self._addresses.is_spent(address, now):
+        place = site(address)
+        if self._addresses.is_spent(address, now) or self._sites.is_spent(place, now):
             return True
-        return self._names.is_spent(name, now) and not self._pairs.is_quiet(pair, now)
+        if not self._names.is_spent(name, now):
+            return False
+        return not self._pairs.is_quiet(pair, now) or self._visits.is_spent((name, place), now)
 
     def failed(self, name: str, address: str, now: float) -> None:
         """A login that was let through was wrong."""
@@ -108,6 +119,13 @@ class Penalties:
         self._names.add(name, now)
         if address:
             self._addresses.add(address, now)
+        place = site(address)
+        if place:
+            self._sites.add(place, now)
+            if not self._visits.is_spent(
+                (name, place), now
+            ):  # else it was let through as the name's
+                self._visits.add((name, place), now)
 
     def succeeded(self, name: str, address: str) -> None:
         """A login that was let through was right; what was wrong before is not forgiven."""
@@ -134,3 +152,11 @@ def network(peer: str) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.IPv6Address(int(address) >> 64 << 64))
+
+
+def site(address: str) -> bytes:
+    """The /48 of what L{network} returns; empty where that is no IPv6 address.
+
+    Who has one /64 has many for nothing, up to a /48.
+    """
+    return socket.inet_pton(socket.AF_INET6, address)[:6] if ":" in address else b""

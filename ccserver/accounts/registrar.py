@@ -10,6 +10,9 @@ from ccserver.accounts.passwords import Passwords
 from ccserver.accounts.store import Store, Unavailable
 
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")
+_INVISIBLE = ("Cf", "Zs")
+_EMPTY_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
+"""What shows nothing though it is a letter or a symbol: fillers of Hangul, Braille without dots."""
 
 
 class Registrar:
@@ -53,13 +56,17 @@ class Registrar:
 
 
 def is_name(text: str) -> bool:
-    """Whether an account may be called so: as its bytes are, without blanks around it."""
-    return _is_text(text, NAME_SIZE) and text == text.strip()
+    """Whether an account may be called so: without blanks around it, and all of it can be seen."""
+    return _is_text(text, NAME_SIZE) and text == text.strip() and not any(map(_is_unseen, text))
 
 
 def is_password(text: str) -> bool:
     """Whether an account may have this password."""
     return _is_text(text, PASSWORD_SIZE) and not text.isspace()
+
+
+def _is_unseen(char: str) -> bool:
+    return char != " " and (unicodedata.category(char) in _INVISIBLE or char in _EMPTY_LETTERS)
 
 
 def _is_text(text: str, size: int) -> bool:

@@ -165,7 +165,10 @@ class Store:
             except IntegrityError:
                 self._outage.worked()
                 raise
-            except (DBAPIError, TimeoutError, OSError, ConfigError) as error:
+            except TimeoutError as error:  # others have all connections: too much at once, no fault
+                self._outage.failed(f"all connections are busy: {error}", is_away=False)
+                raise Unavailable from error
+            except (DBAPIError, OSError, ConfigError) as error:
                 is_lost = isinstance(error, DBAPIError) and error.connection_invalidated
                 if is_lost and not is_second:
                     is_second = True

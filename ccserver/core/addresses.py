@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from itertools import islice
 
-from ccserver.core.rates import Rate, TokenBucket
+from ccserver.core.rates import Rate, SharedBucket, TokenBucket
 
 Network = IPv4Network | IPv6Network
 
@@ -126,7 +126,7 @@ class Origin:
         self.key = key
         self.connections = self.waiting = 0
         self.accepts = TokenBucket(limits.accepts, now) if limits.accepts else None
-        self.packets = TokenBucket(limits.packets, now) if limits.packets else None
+        self.packets = SharedBucket(limits.packets, now) if limits.packets else None
 
     def is_fresh(self, now: float) -> bool:
         """Whether a new one would not differ, but for its connections."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
 from math import isfinite
+from typing import Any
 
 from ccserver.core import plain
-from ccserver.core.framing import Packet
+from ccserver.core.framing import LENGTH_LIMIT, Packet, cut, encode
 
 HEAD_LIMIT = 64 << 20
 """Bytes of a carried connection without its unsent ones: a bound, far above what is usual."""
@@ -52,11 +53,12 @@ class Carried:
     begun: float | None = None
 
     def dump(self) -> bytes:
-        """As bytes.
+        """As bytes; C{pending} as on the wire, for value by value 8,000 pings take 0.3 s.
 
         @raise NotCarried: it is too big.
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["pending"] = b"".join([encode(code, body) for code, body in self.pending])
         return plain.dump(values, "connection", HEAD_LIMIT)
 
     @classmethod
@@ -73,6 +75,7 @@ class Carried:
         missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
         if missing:
             raise ValueError(f"no carried connection: {missing[0]} is missing")
+        values["pending"] = _packets(values["pending"])
         carried = cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
         wrong = carried._wrong()
         if wrong:
@@ -91,7 +94,6 @@ class Carried:
         right["rate"] = self.rate is None or _is_bucket(self.rate)
         right["begun"] = self.begun is None or _is_time(self.begun)
         right["incomplete"] = isinstance(self.incomplete, bytes)
-        right["pending"] = isinstance(self.pending, list) and all(map(_is_packet, self.pending))
         right["state"] = isinstance(self.state, bytes)
         return [name for name, is_right in right.items() if not is_right]
 
@@ -118,8 +120,9 @@ def _is_bucket(value: object) -> bool:
     return False
 
 
-def _is_packet(value: object) -> bool:
-    match value:
-        case (int(code), bytes()):
-            return 0 <= code <= 0xFFFF
-    return False
+def _packets(value: Any) -> list[Packet]:
+    """The packets of a stream, which ends with one."""
+    packets: list[Packet] = []
+    if not isinstance(value, bytes) or cut(value, 0, LENGTH_LIMIT, packets) != len(value):
+        raise ValueError("no carried connection: pending is not one")
+    return packets

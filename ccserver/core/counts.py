@@ -39,10 +39,10 @@ class LineLimit:
         self._per_second = per_second
         self._lines: dict[str, tuple[int, int, int]] = {}
 
-    def admit(self, kind: str, now: float) -> int | None:
+    def admit(self, kind: str, now: float) -> str | None:
         """Whether a line of C{kind} may be written at C{now}.
 
-        @return: None if not; else how many lines of the kind were suppressed since the last.
+        @return: None if not; else what it is to say of those suppressed since the last.
         """
         second = int(now)
         then, written, suppressed = self._lines.get(kind, (second, 0, 0))
@@ -52,4 +52,4 @@ class LineLimit:
             self._lines[kind] = (second, written, suppressed + 1)
             return None
         self._lines[kind] = (second, written + 1, 0)
-        return suppressed
+        return f" ({suppressed} more such lines suppressed)" if suppressed else ""

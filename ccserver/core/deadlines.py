@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -10,7 +11,8 @@ T = TypeVar("T")
 class Deadlines(Generic[T]):
     """Moments by whom they are for, in steps: setting and removing one is O(1).
 
-    Asking who is due looks only at those who are.
+    Asking who is due looks at the steps since one asked before, or, where these are fewer, at those
+    that anybody is due in.
     """
 
     __slots__ = ("_step", "_turn", "_turn_of", "_turns")
@@ -49,7 +51,10 @@ class Deadlines(Generic[T]):
         first, self._turn = self._turn, int(now / self._step) + 1
         due: list[T] = []
         if self._turn_of:
-            for turn in range(first, self._turn):
+            passed: Sequence[int] = range(first, self._turn)
+            if len(passed) > len(self._turns):
+                passed = sorted(turn for turn in self._turns if turn < self._turn)
+            for turn in passed:
                 due.extend(self._turns.pop(turn, ()))
             for item in due:
                 del self._turn_of[item]

@@ -13,6 +13,9 @@ from ccserver.core.framing import LENGTH_LIMIT
 ROOM = 65536
 """Bytes that wait at most where there is room for who can wait for it."""
 
+JOINED = 4096
+"""Bytes up to which replies that follow each other wait as one: 8 bytes cost 228 by themselves."""
+
 
 class Overflow(StrEnum):
     """What a packet is worth that finds no room: the policy of a send."""
@@ -115,7 +118,14 @@ class Outbox:
 
     def reply(self, data: bytes) -> None:
         """Add C{data}, replies or what else must not be missing, whatever the limits."""
-        self._add(_Entry(data, None, None))
+        entry = _Entry(data, None, None)
+        number = next(reversed(self._entries), -1)
+        last = self._entries.get(number)
+        if last is None or last.overflow is not None or len(last.data) + len(data) > JOINED:
+            self._add(entry)
+        else:
+            self._entries[number] = _Entry(last.data + data, None, None)
+            self._count(entry, 1)
 
     def push(self, packet: bytes, overflow: Overflow, key: Hashable = None) -> bool:
         """Add C{packet}, or let it, or others, go as its policy says.

@@ -12,6 +12,9 @@ and must not lose those that came in between."""
 ROUNDING = 1e-6
 """What a token may lack, for sums of fractions are not exact."""
 
+DEBT = 5.0
+"""Seconds whose worth is owed at most of what several share."""
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -85,3 +88,12 @@ class TokenBucket:
         """Go on where another bucket, of whatever rate, was."""
         tokens, self._time = saved
         self._tokens = min(tokens, self._capacity)
+
+
+class SharedBucket(TokenBucket):
+    """Tokens that several share: what one of them owes does not lock the others out for long."""
+
+    __slots__ = ()
+
+    def take(self, count: int) -> None:
+        self._tokens = max(self._tokens - count, -DEBT * self._rate.per_second)

@@ -94,6 +94,7 @@ class Session:
     """
 
     __slots__ = (
+        "_conclusion",
         "_empty_reads",
         "_flood",
         "_limits",
@@ -128,6 +129,7 @@ class Session:
         self._empty_reads: TokenBucket | None = None
         self.begun: float | None = None
         self.excess: list[Packet] | None = None
+        self._conclusion: CloseReason | None = None  # the close reason, behind the excess
         self.origin: Origin | None = None
         self._state: dict[str, Any] | None = None
         self._outlet: Outlet | None = None
@@ -192,6 +194,11 @@ class Session:
         if self._state is None:
             self._state = {}
         return self._state
+
+    @property
+    def ending(self) -> bool:
+        """Whether it has ended, or will when the packets in C{excess} are through."""
+        return self.close_reason is not None or self._conclusion is not None
 
     @property
     def packets_in(self) -> int:
@@ -279,8 +286,21 @@ class Session:
         return packets
 
     def release(self, now: float) -> list[Packet]:
-        """The first of the packets in C{excess}, as many as the rate lets through at C{now}."""
-        return self._pace(self.take_excess(), 0, now)
+        """The first of the packets in C{excess}, as many as the rate lets through at C{now}.
+
+        If there is an end behind them, the last one sets C{close_reason}.
+        """
+        packets = self._pace(self.take_excess(), 0, now)
+        if self.excess is None and self._conclusion is not None:
+            self.stop(self._conclusion)
+        return packets
+
+    def let_through(self) -> list[Packet]:
+        """All packets in C{excess}, beyond the rate: they count against later ones."""
+        packets = self.take_excess()
+        for bucket in self._buckets():
+            bucket.take(len(packets))
+        return packets
 
     def take_excess(self) -> list[Packet]:
         """All packets in C{excess}, which is None then."""
@@ -296,11 +316,6 @@ class Session:
             wait = max(wait, origin.packets.wait(now) * max(1, origin.waiting))
         return wait
 
-    def repay(self, count: int) -> None:
-        """C{count} packets are let through beyond the rate: they count against later ones."""
-        for bucket in self._buckets():
-            bucket.take(count)
-
     def came_little(self, size: int, now: float) -> None:
         """A read of C{size} bytes has completed no packet; too often, C{close_reason} is set."""
         most = self._limits.empty_reads
@@ -313,25 +328,36 @@ class Session:
         self._empty_reads.take(1)
 
     def take_refused(self) -> list[Refusal]:
-        """What the decoder refused since the last call; a fatal one sets C{close_reason}."""
+        """What the decoder refused since the last call; a fatal one is the end, see L{ending}."""
         refused = list(self.decoder.refused)
         self.decoder.refused = ()
         for refusal in refused:
             if refusal.fatal:
-                self.stop(CloseReason(refusal.error.reason))
+                self._conclude(CloseReason(refusal.error.reason))
         return refused
 
     def end_of_stream(self) -> None:
-        """The client sends no more: says in C{close_reason} whether inside a packet."""
+        """The client sends no more: says in C{close_reason} whether inside a packet.
+
+        Where packets wait for the rate it does so behind them, see L{release}.
+        """
         truncated = self.decoder.end()
-        self.stop(CloseReason.TRUNCATED if truncated else CloseReason.CLIENT_CLOSED)
+        self._conclude(CloseReason.TRUNCATED if truncated else CloseReason.CLIENT_CLOSED)
 
     def stop(self, reason: CloseReason) -> None:
         """Decode no more, whatever still comes; the first reason counts."""
         self.decoder.stop()
         self.excess = None
         if self.close_reason is None:
-            self.close_reason = reason
+            self.close_reason = self._conclusion or reason
+
+    def _conclude(self, reason: CloseReason) -> None:
+        """Nothing comes any more: stop, behind the packets that wait for the rate."""
+        if not self.excess:
+            self.stop(reason)
+        elif self._conclusion is None:
+            self.decoder.stop()
+            self._conclusion = reason
 
     def _buckets(self) -> list[TokenBucket]:
         """The tokens that a packet takes."""

@@ -135,6 +135,10 @@ class Connections:
         """The connection with that id, if there is one."""
         return self._by_id.get(session_id)
 
+    def admit_line(self, kind: str) -> str | None:
+        """None where lines of C{kind} are too many; else what one says of those before it."""
+        return self.lines.admit(kind, self.clock())
+
     @property
     def full(self) -> bool:
         """Whether one more would be too many."""
@@ -224,11 +228,12 @@ class Connections:
     def check_deadlines(self) -> None:
         """Close the connections whose packet takes too long; called about once a second.
 
-        Looks only at those whose time is up, and not at those that have no incomplete packet.
+        Looks only at those whose time is up, and not at those that have no incomplete packet. What
+        ends in order has its deadlines there.
         """
         now = self.clock()
         for connection in self._unheard.due(now):
-            if not connection.session.packets_in:
+            if not (connection.session.packets_in or connection.session.ending):
                 connection.close(CloseReason.FIRST_PACKET_TIMEOUT)
         for connection in self._incomplete.due(now):
             if not connection.session.decoder.buffered:
@@ -243,12 +248,15 @@ class Connections:
     def check_heartbeats(self) -> None:
         """Close the connections whose check has come and which were silent too long.
 
-        Called about once a second.
+        Called about once a second. Who ends in order, and perhaps cannot say anything any more, is
+        not silent: that has deadlines of its own.
         """
         if self._wheel is None or self._heartbeat is None:
             return
         now = self.clock()
         for connection in self._wheel.due(now):
+            if connection.session.ending:
+                continue
             if connection.deaf:
                 connection.session.heard = now  # he may have said something that we did not read
             if self._heartbeat.expired(connection.session.heard, now):

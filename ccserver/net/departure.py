@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Callable
 
 from twisted.logger import Logger
@@ -22,7 +23,7 @@ RECORD = struct.Struct(">4sIQ")
 """How a connection begins in the channel: L{MAGIC}, the bytes of its L{Carried}, and those that
 are unsent; both follow in this order. The descriptor comes with the first byte."""
 
-MAGIC = b"ccs1"
+MAGIC = b"ccs2"
 """What a record begins with; another one where what follows is not compatible."""
 
 
@@ -60,10 +61,10 @@ class Departure:
             self._connection.lane.unhold()
             self._stay(reason)
 
-    def pack(self) -> list[memoryview] | None:
+    def pack(self) -> deque[memoryview] | None:
         """Take the connection out of this process; None if it has to stay after all.
 
-        @return: its record. What follows is one of L{arrived}, L{unpack} and L{lose}.
+        @return: its record. What follows is one of L{arrived}, L{unpack}, L{refuse} and L{lose}.
         """
         connection, session = self._connection, self._connection.session
         try:
@@ -85,12 +86,17 @@ class Departure:
         self.fd = connection.transport.fileno()
         size = sum(map(len, unsent))
         record = [RECORD.pack(MAGIC, len(head), size) + head, *unsent]
-        return [memoryview(chunk) for chunk in record]
+        return deque([memoryview(chunk) for chunk in record])
 
     def unpack(self, reason: str) -> None:
         """It has certainly not arrived: go on with it here."""
         self._connection.reattach(self._waiting)
         self._stay(reason)
+
+    def refuse(self, error: OSError) -> None:
+        """The kernel takes nothing of it: go on with it here."""
+        self._warn("channel", f"not handed over: {error}")
+        self.unpack("channel")
 
     def arrived(self) -> None:
         """The other process has it."""
@@ -118,12 +124,11 @@ class Departure:
 
     def _warn(self, reason: str, text: str) -> None:
         factory = self._connection.factory
-        kind = f"hand-over {reason}"
-        suppressed = factory.connections.lines.admit(kind, factory.clock.seconds())
-        if suppressed is not None:
+        more = factory.connections.admit_line(f"hand-over {reason}")
+        if more is not None:
             self.log.warn(
                 "{text}{more}",
                 text=text,
-                more=f" ({suppressed} more such lines suppressed)" if suppressed else "",
+                more=more,
                 session=self._connection.session,
             )

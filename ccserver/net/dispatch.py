@@ -15,7 +15,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from ccserver.app import App, Handler, is_coroutine_function
-from ccserver.core.counts import Counts
+from ccserver.core.counts import Counts, LineLimit
 from ccserver.core.framing import HEADER_LENGTH, Packet, header
 from ccserver.core.outbox import Outbox, SendLimits
 from ccserver.core.session import Session
@@ -26,6 +26,12 @@ from ccserver.net.pool import Pool
 from ccserver.net.reply import OUTPUT_MARK, reply_body
 from ccserver.net.sending import Sender
 from ccserver.net.throttle import Throttle
+
+IDLE_RUNNERS = 64
+"""Runners that are kept: as many as handlers that waited at once would be kept for ever."""
+
+TRACEBACKS_PER_SECOND = 10
+"""Of one handler: 20,000 packets that raise would be 10 MiB of log; the others are counted."""
 
 
 class Consent:
@@ -44,6 +50,7 @@ class Dispatch:
     """What the lanes of a worker share: the handlers, the pool and the bounds.
 
     @ivar behind: the lanes whose clients are behind.
+    @ivar lines: how many tracebacks are logged.
     @ivar threaded: the codes whose handlers run in the pool.
     """
 
@@ -69,6 +76,7 @@ class Dispatch:
         self.send_limits = send_limits or SendLimits()
         self.behind: set[Sender] = set()
         self.throttle = Throttle()
+        self.lines = LineLimit(TRACEBACKS_PER_SECOND)
         self.idle_runners: list[Runner] = []
         # hooks are handlers under codes that no packet can have: they need no way of their own
         self.made = [self._hook(made, False) for made in app.connection_made]
@@ -96,6 +104,13 @@ class Dispatch:
         runner: Runner = self._handle()
         runner.send(None)
         return runner
+
+    def give_back(self, runner: Runner) -> None:
+        """C{runner} has nothing to do any more."""
+        if len(self.idle_runners) < IDLE_RUNNERS:
+            self.idle_runners.append(runner)
+        else:
+            runner.close()
 
     @coroutine
     def _handle(self) -> Runner:

@@ -71,12 +71,12 @@ class Front(Factory):
 
     def tell(self, reason: CloseReason, client: Any, why: str) -> None:
         """Log that a connection is refused."""
-        suppressed = self.sessions.connections.lines.admit(reason, self.sessions.clock.seconds())
-        if suppressed is not None:
+        more = self.sessions.connections.admit_line(reason)
+        if more is not None:
             self.log.warn(
                 "{reason}: {peer} refused: {why}{more}",
                 reason=reason,
                 peer=address_text(client),
                 why=why,
-                more=f" ({suppressed} more such lines suppressed)" if suppressed else "",
+                more=more,
             )

@@ -15,6 +15,7 @@ import errno
 import socket
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
@@ -39,6 +40,12 @@ RETRY = 0.01
 """Seconds to the next try where the kernel has too many descriptors on their way."""
 
 BUSY = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
+
+GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+"""What the kernel says where there is no other side."""
+
+MOST_BUFFERS = 64
+"""Buffers of one C{sendmsg}; the kernel takes at most 1024."""
 
 
 class Report(NamedTuple):
@@ -75,7 +82,7 @@ class Giver:
         self._exhausted = False  # there are no more of them
         self._holding: dict[Departure, IDelayedCall | None] = {}
         self._ready: deque[Departure] = deque()
-        self._sending: tuple[Departure, list[memoryview]] | None = None
+        self._sending: tuple[Departure, deque[memoryview]] | None = None
         self._sent: deque[Departure] = deque()
         self._moved = 0
         self._left: Counter[str] = Counter()
@@ -188,20 +195,24 @@ class Giver:
         if departure.fd >= 0:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [departure.fd]))]
         try:
-            sent = self._channel.sendmsg(chunks, rights)
+            sent = self._channel.sendmsg(list(islice(chunks, MOST_BUFFERS)), rights)
         except BlockingIOError:
             self._reactor.addWriter(self)
             return False
         except OSError as error:
             if error.errno in BUSY:
                 self._turn_later(RETRY)
-            else:
+            elif error.errno in GONE or departure.fd < 0:
                 self._lose_channel()
+            else:  # nothing of it went, so the next one can
+                self._sending = None
+                departure.refuse(error)
+                return True
             return False
         departure.fd = -1  # it has gone with the first byte
         self._progress = self._reactor.seconds()
         while chunks and sent >= len(chunks[0]):
-            sent -= len(chunks.pop(0))
+            sent -= len(chunks.popleft())
         if chunks:
             chunks[0] = chunks[0][sent:]
         else:

@@ -24,6 +24,10 @@ PAUSE = 0.1
 LINE_INTERVAL = 10.0
 """Seconds between two lines that say that there are none."""
 
+MOST_ACCEPTS = 64
+"""Connections that a port accepts in one turn, however many wait: for so long, 5 ms with the making
+of as many, those who are connected wait."""
+
 DESCRIPTORS = "descriptors"
 """Why the intake is closed: there are no descriptors left."""
 
@@ -56,7 +60,7 @@ class Intake:
         self._reasons: set[str] = set()
         self._ports: set[DirectPort] = set()
         self._told = -LINE_INTERVAL
-        self._ceiling = _ceiling()
+        self._ceiling = ceiling()
 
     @property
     def reasons(self) -> frozenset[str]:
@@ -119,7 +123,7 @@ class Intake:
             )
 
     def _look(self) -> None:
-        self._ceiling = _ceiling()  # it can be changed from outside
+        self._ceiling = ceiling()  # it can be changed from outside
         try:
             number = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             os.close(number)
@@ -134,13 +138,16 @@ class Intake:
 def accept_waiting(port: DirectPort) -> None:
     """Accept what waits at C{port}: as many as came at once the last time, and a few more.
 
+    A port that has an intake, which one that is to close has not, has at most L{MOST_ACCEPTS}.
     A fault with one connection closes that one, and leaves the others alone.
     """
     intake = port.intake
     if intake is not None and not intake.admits(port):
         return
-    accepted = 0
-    while accepted < port.numberAccepts:
+    accepted, most = 0, port.numberAccepts
+    if intake is not None:
+        most = min(most, MOST_ACCEPTS)
+    while accepted < most:
         try:
             sock, address = port.socket.accept()
         except BlockingIOError:
@@ -161,8 +168,8 @@ def accept_waiting(port: DirectPort) -> None:
         if intake is not None and not intake.accepted(sock):
             break
     # many that came at once are often followed by more
-    if accepted == port.numberAccepts:
-        port.numberAccepts += 20
+    if accepted == most:
+        port.numberAccepts = min(accepted + 20, MOST_ACCEPTS)
     else:
         port.numberAccepts = max(1, accepted)
 
@@ -186,7 +193,7 @@ def _begin(port: DirectPort, sock: socket.socket, address: Any) -> None:
         transport.abortConnection()
 
 
-def _ceiling() -> int:
+def ceiling() -> int:
     """The lowest number of a descriptor that is to be left to others than connections."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (1 << 62) if soft == resource.RLIM_INFINITY else soft - SPARE

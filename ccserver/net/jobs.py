@@ -57,7 +57,19 @@ class PoolThread(Thread):
     @ivar began: the time that its job began; 0 between jobs.
     """
 
-    __slots__ = ("since",)
+    # what every job looks at; a Thread has so much else that its dictionary is slow
+    __slots__ = (
+        "_expects_to_wait",
+        "_flushed",
+        "_out",
+        "_packets",
+        "_pool",
+        "_rest",
+        "_untold",
+        "began",
+        "lane",
+        "since",
+    )
 
     def __init__(self, pool: Pool, name: str) -> None:
         # a handler that never returns must not keep the process from ending
@@ -78,9 +90,10 @@ class PoolThread(Thread):
             if isinstance(job, tuple):
                 self._do(*job)
             else:
-                self.began = perf_counter()
+                self._expects_to_wait = True
+                self._pool.prepare_to_wait()
                 job()
-                self.began = 0.0
+                self._expects_to_wait = False
         self._pool.call(self._pool.ended, self)
 
     @property
@@ -140,7 +153,11 @@ class PoolThread(Thread):
             data = out[0] if len(out) == 1 else b"".join(out)
             results: tuple[Any, ...] = (data, end - self._flushed)
         else:
-            call, results = lane.finished, self._go_on(lane, rest, *end)
+            results = self._go_on(lane, rest, *end)
+            if any(results[2:]):
+                call = lane.finished
+            else:
+                results = results[:2]
         self.lane = None
         self._packets = self._out = NOTHING
         self.began = 0.0
@@ -167,8 +184,7 @@ class PoolThread(Thread):
         session, handlers, slow = lane.session, self._pool.handlers, self._pool.slow
         began = flushed = self.began
         refused: list[tuple[ProtocolError, int]] = []
-        errors = 0
-        size = sum(map(len, self._out))
+        errors, size = 0, sum(map(len, self._out))
         done = len(self._packets) - length_hint(rest)
         code = self._packets[done - 1][0] if done else 0
         handled = done > 0 and packet is None
@@ -208,6 +224,7 @@ class PoolThread(Thread):
                         reply = reply_body(reply)
                     head = header(code, reply)
                     self._out += (head, reply)
+                    count += 1
                     size += HEADER_LENGTH + len(reply)
             except ProtocolError as refusal:
                 refused.append((refusal, code))
@@ -215,8 +232,7 @@ class PoolThread(Thread):
                 errors += 1
                 lane.failed(handler)
             error = None
-        data, count = self.answered()
-        return data, count, refused, errors, list(rest)
+        return b"".join(self._out), count - self._flushed, refused, errors, list(rest)
 
     def _prepare_to_wait(self, code: int) -> None:
         """The handler of C{code} has taken long: nobody is to wait for it who need not."""

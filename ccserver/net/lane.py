@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextvars import Context, copy_context
 from functools import partial
 from itertools import chain
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail
@@ -25,6 +26,7 @@ from ccserver.net.sending import NOTHING
 
 if TYPE_CHECKING:
     from ccserver.net.dispatch import Dispatch
+    from ccserver.net.jobs import Claim
 
 __all__ = ["BATCH", "DONE", "NOTHING", "Lane", "Runner", "waiting_packets"]
 
@@ -36,6 +38,8 @@ Runner = Generator[Any, Any, None]
 L{DONE}, or what a handler waits for."""
 
 DONE = object()
+
+NO_JOB: Claim = []
 
 answer: Callable[..., Any] | None = native.answer if native else None
 """Does what a runner or a thread does for packets, as far as nothing unusual comes up."""
@@ -59,18 +63,22 @@ class Lane(Resting):
         self._ending = False  # the peer is told when nothing is left to do
         self._awaited: Deferred[Any] | None = None  # what a handler waits for
         self._hold = self._kept = None
-        self._job = []  # the job that was handed to the pool last
+        self._job = NO_JOB  # the one that was handed to the pool last
         self.halted = False
         session.attach(self)
 
     def failed(self, handler: Handler) -> None:
-        """Log the exception that C{handler} raised; from any thread."""
+        """Log the exception that C{handler} raised, if it is not one of many; from any thread."""
+        more = self._dispatch.lines.admit(handler.name, perf_counter())
+        if more is None:
+            return
         self._dispatch.log.failure(
-            "handler {handler} of code {code} raised",
+            "handler {handler} of code {code} raised{more}",
             Failure(),
             LogLevel.error,
             handler=handler.name,
             code=handler.code,
+            more=more,
             session=self.session,
         )
 
@@ -155,7 +163,7 @@ class Lane(Resting):
             self.out = NOTHING  # an idle connection does not hold its last reply
         if awaited is DONE:
             if runner is not None:
-                dispatch.idle_runners.append(runner)
+                dispatch.give_back(runner)
             if self._pending is None and not self._ending:
                 return out
         if out:
@@ -345,7 +353,7 @@ class Lane(Resting):
         if out:
             self._emit(out)
         if awaited is DONE:
-            self._dispatch.idle_runners.append(runner)
+            self._dispatch.give_back(runner)
         else:
             self._wait(runner, awaited, copy_context())
 
@@ -369,6 +377,7 @@ class Lane(Resting):
             step = partial(runner.send, None)
         context.run(self._step, runner, step)
         self._advance()
+        self._pause_if_full()  # what it had in hand may have come back
 
     def _close(self) -> None:
         if not self._ending:
@@ -424,6 +433,7 @@ class Lane(Resting):
             self.put_back(left)
         self._busy = False
         self._advance()
+        self._pause_if_full()
 
 
 def waiting_packets(lanes: Iterable[Lane]) -> int:

@@ -70,6 +70,7 @@ class Pool:
         # not before the last thread that may call has let go of us: it must not hit another file
         weakref.finalize(self, os.close, self._eventfd).atexit = False
         self._home = 0
+        self.take = self._jobs.take
         self._gathered: list[Job] = []
         self._flush_later = getattr(reactor, "flush_later", None)
         self._looking = False  # jobs have waited at the end of the last turn, too
@@ -117,10 +118,6 @@ class Pool:
         while self._jobs.rouse():
             pass
         self._reactor.removeReader(self)
-
-    def take(self) -> Job:
-        """The next job; waits for one."""
-        return self._jobs.take()
 
     def done(self, call: tuple[Callable[..., None], tuple[Any, ...]], late: bool) -> bool:
         """Let the reactor make C{call}, at the latest when no job waits any more; from a thread.
@@ -183,7 +180,6 @@ class Pool:
         done: Deferred[T] = Deferred()
 
         def job() -> None:
-            self.prepare_to_wait()
             try:
                 result = function(*args)
             except BaseException:

@@ -24,6 +24,7 @@ from ccserver.core.session import CloseReason, Session
 from ccserver.errors import ProtocolError
 from ccserver.net.closing import CloseTimeouts, Closing
 from ccserver.net.connections import Connections
+from ccserver.net.delay import Delay
 from ccserver.net.dispatch import Dispatch
 from ccserver.net.lane import NOTHING, Lane
 from ccserver.net.transport import DirectServer
@@ -52,7 +53,7 @@ class PacketProtocol(Protocol):
 
     _closing: Closing | None = None
     _eof = False
-    _over_rate = False  # nothing is read until the rate lets packets through
+    _delay: Delay | None = None  # nothing is read until the rate lets packets through
 
     def __init__(self, factory: PacketFactory, peer: str) -> None:
         self.factory = factory
@@ -81,7 +82,7 @@ class PacketProtocol(Protocol):
         self.transport.registerProducer(self.lane, True)
         attend = getattr(self.transport, "attend", None)
         if attend is not None:
-            attend(self._decoder, self.receive)
+            attend(self._decoder)
 
     def dataReceived(self, data: bytes) -> None:
         out = self.receive(self._decoder.feed(data))
@@ -114,63 +115,50 @@ class PacketProtocol(Protocol):
 
     def _exceed(self) -> None:
         """There are more packets than the rate lets through."""
-        session = self.session
         if self.factory.limits.rate_action is RateAction.DROP:
-            self._drop(len(session.take_excess()))
-        elif not self._over_rate:
-            self._over_rate = True
-            if session.origin is not None:
-                session.origin.waiting += 1
-            self.transport.pauseProducing()
-            self._wait()
+            self._drop(len(self.session.take_excess()))
+        elif self._delay is None:
+            self._delay = Delay(self)
 
     def _drop(self, count: int) -> None:
+        """C{count} packets were thrown away because of the rate."""
+        if not count:
+            return  # there were only some with a wrong checksum
         connections = self.factory.connections
         connections.counts.refused[CloseReason.RATE] += count
-        suppressed = connections.lines.admit("rate dropped", self.factory.clock.seconds())
-        if suppressed is not None:
+        more = connections.admit_line("rate dropped")
+        if more is not None:
             self.log.warn(
                 "refused rate: {count} packets dropped{more}",
                 count=count,
-                more=f" ({suppressed} more such lines suppressed)" if suppressed else "",
+                more=more,
                 session=self.session,
             )
 
-    def _wait(self) -> None:
-        """Go on when the rate lets packets through again."""
-        factory = self.factory
-        factory.turnstile.wait(self, self.session.wait(factory.clock.seconds()))
-
-    def go_on(self) -> None:
-        """The rate lets packets through again: take those that wait, or read on."""
-        session = self.session
-        if session.close_reason is not None:
-            self._wait_no_more()
-            return
-        packets = session.release(self.factory.clock.seconds())
+    def take(self, packets: list[Packet]) -> None:
+        """Take what the rate had held back."""
         if packets:
             self.transport.writeSequence(self.lane.take(packets))
-        if session.excess is not None:
-            self._wait()
-        elif self._over_rate:
-            self._wait_no_more()
-            if session.close_reason is None and not self.lane.paused:
-                self.transport.resumeProducing()
 
-    def _wait_no_more(self) -> None:
-        if self._over_rate:
-            self._over_rate = False
-            self.factory.turnstile.remove(self)
-            if self.session.origin is not None:
-                self.session.origin.waiting -= 1
+    def go_on(self) -> None:
+        """The rate holds back nothing any more: read on, or end, if that was to come behind it."""
+        if self.session.close_reason is not None:
+            self._end_in_order()
+            return
+        self.end_delay()
+        if not self.lane.paused:
+            self.transport.resumeProducing()
 
-    def _take_excess(self) -> None:
-        """Take what the rate has held back, whatever it lets through."""
-        self._wait_no_more()
-        excess = self.session.take_excess()
-        if excess:
-            self.session.repay(len(excess))
-            self.transport.writeSequence(self.lane.take(excess))
+    def end_delay(self) -> None:
+        """The rate holds back nothing any more."""
+        delay, self._delay = self._delay, None
+        if delay is not None:
+            delay.end()
+
+    def _end_in_order(self) -> None:
+        """Nothing comes any more: close when all that was taken is answered."""
+        self.end_delay()
+        self.lane.finish()
 
     def readConnectionLost(self) -> None:
         """The client sends no more; it may still wait for replies."""
@@ -178,10 +166,9 @@ class PacketProtocol(Protocol):
         if self.flushing:
             self.transport.loseConnection()
         else:
-            if self._over_rate:
-                self._take_excess()
             self.session.end_of_stream()
-            self.lane.finish()
+            if self.session.close_reason is not None:
+                self._end_in_order()
 
     def writeConnectionLost(self) -> None:
         """All that was sent is on its way, and our end of stream behind it."""
@@ -193,7 +180,7 @@ class PacketProtocol(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.lost = True
-        self._wait_no_more()
+        self.end_delay()
         self._end_closing()
         session = self.session
         session.stop(CloseReason.CLIENT_RESET)
@@ -230,7 +217,7 @@ class PacketProtocol(Protocol):
             return "tls"
         if self.session.id not in self.factory.connections:
             return "closing"  # it has ended, or is on its way by another channel
-        if self.session.close_reason is not None or self.lane.ending:
+        if self.session.ending or self.lane.ending:
             return "closing"
         return "handler" if self.lane.held else None
 
@@ -239,9 +226,8 @@ class PacketProtocol(Protocol):
 
         @return: the packets that were not handled, the bytes that were not sent.
         """
-        excess = self.session.take_excess()
-        self.session.repay(len(excess))
-        self._wait_no_more()
+        excess = self.session.let_through()
+        self.end_delay()
         self.factory.connections.take_out(self)
         waiting = self.lane.depart() + excess
         # what threads have sent before is still to go; from now on it is kept back
@@ -260,6 +246,7 @@ class PacketProtocol(Protocol):
     def gone(self) -> None:
         """It is in another process now."""
         self.lost = True
+        self._end_closing()  # a thread may have closed it on its way
         self.factory.connections.counts.handed_over += 1
         self.transport.release()
         self.lane.release()
@@ -279,17 +266,17 @@ class PacketProtocol(Protocol):
     @property
     def idle(self) -> bool:
         """Whether nothing is being handled and nothing waits."""
-        return self.lane.idle and not self._over_rate
+        return self.lane.idle and self._delay is None
 
     @property
     def paused(self) -> bool:
         """Whether nothing is read."""
-        return self.lane.paused or self._over_rate
+        return self.lane.paused or self._delay is not None
 
     @property
     def deaf(self) -> bool:
         """Whether nothing is read because we are behind, not because the client is."""
-        return self._over_rate or (self.lane.paused and not self.lane.blocked)
+        return self._delay is not None or (self.lane.paused and not self.lane.blocked)
 
     @property
     def flushing(self) -> bool:
@@ -305,15 +292,15 @@ class PacketProtocol(Protocol):
             self.transport.doRead()
             if self.session.bytes_in == before or self.session.close_reason is not None:
                 break
-        if self._over_rate:
-            self._take_excess()
+        self.end_delay()
+        self.take(self.session.let_through())
         self.session.stop(CloseReason.DRAIN)
         self.pause_reading()
         self.lane.finish()
 
     def close(self, reason: CloseReason) -> None:
         """Send what was sent so far, then close; what waits to be handled is dropped."""
-        self._wait_no_more()
+        self.end_delay()
         self.session.stop(reason)
         self.lane.close()
 
@@ -330,14 +317,14 @@ class PacketProtocol(Protocol):
         if self.lost:
             return
         self.session.stop(reason)
-        suppressed = self._admit_line(reason)
-        if suppressed is not None:
+        more = self.factory.connections.admit_line(reason)
+        if more is not None:
             self.log.warn(
                 "{reason}: {why}, {peer} cut off{more}",
                 reason=reason,
                 why=why,
                 peer=self.session.peer,
-                more=suppressed,
+                more=more,
                 session=self.session,
             )
         self.lane.drop()
@@ -350,21 +337,21 @@ class PacketProtocol(Protocol):
         self.transport.pauseProducing()
 
     def resume_reading(self) -> None:
-        if not self._over_rate:
+        if self._delay is None:
             self.transport.resumeProducing()
 
     def refuse(self, error: ProtocolError, code: int) -> None:
         """Count and log a packet that was not accepted (PROTOCOL.md 2)."""
         connections = self.factory.connections
         connections.counts.refused[error.reason] += 1
-        suppressed = connections.lines.admit(error.reason, self.factory.clock.seconds())
-        if suppressed is not None:
+        more = connections.admit_line(error.reason)
+        if more is not None:
             self.log.warn(
                 "refused {reason}, code {code}: {error}{more}",
                 reason=error.reason,
                 code=code,
                 error=safe_str(error),
-                more=f" ({suppressed} more such lines suppressed)" if suppressed else "",
+                more=more,
                 session=self.session,
             )
 
@@ -376,8 +363,7 @@ class PacketProtocol(Protocol):
         for refusal in self.session.take_refused():
             self.refuse(refusal.error, refusal.code)
         if self.session.close_reason is not None:
-            self._wait_no_more()
-            self.lane.finish()
+            self._end_in_order()
 
     def lane_done(self) -> None:
         """Nothing is left to answer: flush, end our side, and give the client time to read."""
@@ -387,7 +373,8 @@ class PacketProtocol(Protocol):
             return
         if self.flushing:
             return
-        self._begin_closing().flush()
+        if not getattr(self.transport, "ends_at_once", False):
+            self._begin_closing().flush()
         self.transport.unregisterProducer()
         if self._eof:
             self.transport.loseConnection()
@@ -407,14 +394,6 @@ class PacketProtocol(Protocol):
         if self._closing is not None:
             self._closing.stop()
             self._closing = None
-
-    def _admit_line(self, kind: str) -> str | None:
-        """None where lines of C{kind} are too many; else what one says of those before it."""
-        connections = self.factory.connections
-        suppressed = connections.lines.admit(kind, self.factory.clock.seconds())
-        if suppressed is None:
-            return None
-        return f" ({suppressed} more such lines suppressed)" if suppressed else ""
 
     def _log_end(self) -> None:
         session = self.session
@@ -501,13 +480,13 @@ class PacketFactory(Factory):
             self._refuse(reason, peer)
             return None
         connections.counts.closed[CloseReason.CONNECTION_LIMIT] += 1
-        suppressed = connections.lines.admit(CloseReason.CONNECTION_LIMIT, self.clock.seconds())
-        if suppressed is not None:
+        more = connections.admit_line(CloseReason.CONNECTION_LIMIT)
+        if more is not None:
             self.log.warn(
                 "connection_limit: {connections} connections, {peer} refused{more}",
                 connections=len(connections),
                 peer=peer,
-                more=f" ({suppressed} more such lines suppressed)" if suppressed else "",
+                more=more,
             )
         return None
 
@@ -515,14 +494,9 @@ class PacketFactory(Factory):
         """Count and log that a client's address may not connect."""
         connections = self.connections
         connections.counts.closed[reason] += 1
-        suppressed = connections.lines.admit(reason, self.clock.seconds())
-        if suppressed is not None:
-            self.log.warn(
-                "{reason}: {peer} refused{more}",
-                reason=reason,
-                peer=peer,
-                more=f" ({suppressed} more such lines suppressed)" if suppressed else "",
-            )
+        more = connections.admit_line(reason)
+        if more is not None:
+            self.log.warn("{reason}: {peer} refused{more}", reason=reason, peer=peer, more=more)
 
 
 def address_text(address: Any) -> str:

@@ -93,7 +93,10 @@ def unsent_bytes(transport: Any) -> int:
     return unsent
 
 
-def resident_memory() -> int:
-    """The bytes of memory that this process has."""
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[1]) * PAGE
+def resident_memory() -> int | None:
+    """The bytes of memory that this process has; None where it may open no file to find out."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * PAGE
+    except OSError:
+        return None

@@ -19,6 +19,7 @@ from zope.interface import implementer
 from ccserver.core.carried import HEAD_LIMIT, Carried
 from ccserver.net.departure import MAGIC, RECORD
 from ccserver.net.giver import NOT_TAKEN, TAKEN
+from ccserver.net.intake import ceiling
 
 READS = 8
 """Reads of one turn; a read has at most one descriptor, so this bounds the adoptions too."""
@@ -38,8 +39,9 @@ class _Damaged(Exception):
 class Taker:
     """Adopts what a L{Giver} at the other end of a channel gives.
 
-    A connection that C{adopt} does not take, because it raises, and one whose descriptor this
-    process cannot have any more, stay where they are. What comes and is no record ends the channel.
+    A connection that C{adopt} does not take, because it raises, and one for which this process has
+    no descriptor, but those that are spare, stay where they are. What comes and is no record ends
+    the channel.
     """
 
     log = Logger()
@@ -57,6 +59,7 @@ class Taker:
         self._unsent: list[bytes] = []
         self._answers = b""
         self._adopted = 0
+        self._without = 0  # that could not be had for want of descriptors
         self._done: Deferred[int] | None = None
 
     def take(self) -> Deferred[int]:
@@ -91,7 +94,7 @@ class Taker:
             except OSError:
                 data, rights, flags = b"", [], 0
             for _, _, descriptor in rights:
-                self._descriptors.extend(array.array("i", descriptor))
+                self._descriptors.extend(map(_kept, array.array("i", descriptor)))
             if flags & socket.MSG_CTRUNC:
                 self._descriptors.append(None)
             if not data:
@@ -143,7 +146,7 @@ class Taker:
             raise _Damaged(str(error)) from None
         descriptor = self._descriptors.popleft()
         if descriptor is None:
-            self.log.error("hand-over: no descriptor left for {peer}", peer=carried.peer)
+            self._without += 1
             taken = False
         else:
             taken = self._take(descriptor, carried, unsent)
@@ -189,6 +192,10 @@ class Taker:
                 self._channel.send(self._answers)
         if self._have:
             self.log.warn("hand-over: it ended inside a record")
+        if self._without:
+            self.log.error(
+                "hand-over: no descriptors left for {count} connections", count=self._without
+            )
         while self._descriptors:
             descriptor = self._descriptors.popleft()
             if descriptor is not None:
@@ -197,3 +204,11 @@ class Taker:
         self._reactor.removeWriter(self)
         self._channel.close()
         done.callback(self._adopted)
+
+
+def _kept(descriptor: int) -> int | None:
+    """C{descriptor}; None, and it is closed, if it is one of the spare ones."""
+    if descriptor < ceiling():
+        return descriptor
+    os.close(descriptor)
+    return None

@@ -42,6 +42,8 @@ def transmit_in_python(sock: socket.socket, chunks: list[bytes]) -> bytes:
 feed_from: Callable[[Any, FrameDecoder], list[Packet] | None] = (
     native.feed_from if native else feed_from_in_python
 )
+NOTHING: list[bytes] = []
+
 transmit: Callable[[Any, list[bytes]], bytes] = native.transmit if native else transmit_in_python
 
 
@@ -55,8 +57,11 @@ class DirectServer(tcp.Server):
     the flush are inherited; TLS takes the stock path.
     """
 
+    protocol: Any
+    _at_end = False
     _tempDataBuffer: list[bytes]
     _tempDataLen: int
+    disconnecting: int
     TLS: bool
     _flush_later: Any
     startWriting: Any
@@ -72,23 +77,27 @@ class DirectServer(tcp.Server):
         self._corked: list[bytes] | None = None
         self._written = 0  # bytes since something was corked, about
         tcp.Server.__init__(self, *arguments)
-        # 158 bytes for what is hardly ever asked; not by way of __dict__: once that is made, each
+        # 286 bytes for what is hardly ever asked; not by way of __dict__: once that is made, each
         # look at an attribute takes twice as long
-        with suppress(AttributeError):
-            del self.logstr
-            del self.repstr
+        for name in ("logstr", "repstr", "fileno"):
+            with suppress(AttributeError):
+                delattr(self, name)
+        self._tempDataBuffer = NOTHING
         self._flush_later = getattr(self.reactor, "flush_later", None)
         self._decoder: FrameDecoder | None = None
-        self._receive: Callable[[list[Packet]], list[bytes]] | None = None
 
-    def attend(self, decoder: FrameDecoder, receive: Callable[[list[Packet]], list[bytes]]) -> None:
-        """From now on feed what is read to C{decoder}, and let C{receive} have its packets.
+    def attend(self, decoder: FrameDecoder) -> None:
+        """From now on feed what is read to C{decoder}, and its packets to C{protocol.receive}.
 
         What that returns is sent at the end of the turn. On another reactor than ours the
         protocol is told of data, as any is.
         """
         if self._flush_later is not None:
-            self._decoder, self._receive = decoder, receive
+            self._decoder = decoder
+
+    def fileno(self) -> int:
+        sock = getattr(self, "socket", None)
+        return -1 if sock is None else sock.fileno()
 
     def logPrefix(self) -> str:
         protocol = getattr(self, "protocol", None)  # there is none once it is closed
@@ -98,18 +107,18 @@ class DirectServer(tcp.Server):
         return f"<{self.logPrefix()}>"
 
     def doRead(self) -> Any:
-        receive = self._receive
-        if receive is None:
+        decoder = self._decoder
+        if decoder is None:
             return self._read_data()
         try:
-            packets = feed_from(self.socket, self._decoder)  # type: ignore[arg-type]
+            packets = feed_from(self.socket, decoder)
         except BlockingIOError:
             return None
         except OSError:
             return main.CONNECTION_LOST
         if packets is None:
             return main.CONNECTION_DONE
-        out = receive(packets)
+        out = self.protocol.receive(packets)
         if out:
             if self._corked is None:
                 self._corked = out
@@ -171,7 +180,10 @@ class DirectServer(tcp.Server):
                 if self.producer is not None and not self.streamingProducer:
                     self.startWriting()  # doWrite asks a pull producer for more
                 return
-        self._tempDataBuffer.append(data)
+        if self._tempDataLen:
+            self._tempDataBuffer.append(data)
+        else:
+            self._tempDataBuffer = [data]
         self._tempDataLen += len(data)
         tell = getattr(self.producer, "fall_behind", None)
         if tell is not None and not self.TLS:
@@ -228,18 +240,47 @@ class DirectServer(tcp.Server):
     def release(self) -> None:
         """Let go of the socket of a detached transport: it is closed here, and only here."""
         self.connected, self.disconnected = 0, 1
-        self.producer = self._receive = self._decoder = self._corked = None
+        self.producer = self._decoder = self._corked = None
         self.socket.close()  # without a shutdown, which would end it for all who have it
-        del self.protocol, self.socket, self.fileno
+        del self.protocol, self.socket
+
+    def readConnectionLost(self, reason: Failure) -> None:
+        """The client sends no more: the connection that the protocol ends now ends at once.
+
+        Where there is nothing left to send, that takes no further turn.
+        """
+        self._at_end = True
+        try:
+            tcp.Server.readConnectionLost(self, reason)
+        finally:
+            del self._at_end
+        if self.disconnecting and self.connected:
+            self.flush()
+            if self.behind or self.producer is not None:
+                self.startWriting()
+            else:
+                self.connectionLost(reason)
+
+    @property
+    def ends_at_once(self) -> bool:
+        """Whether the connection is gone as soon as the protocol returns, if it ends it now."""
+        return self._at_end and not self.unsent and not self._writeDisconnected
+
+    def loseConnection(self) -> None:
+        if self._at_end and not self._writeDisconnected:
+            self.disconnecting = self.connected
+        else:
+            tcp.Server.loseConnection(self)
 
     def startTLS(self, *arguments: Any) -> None:
         self.flush()
-        self._flush_later = self._receive = self._decoder = None
+        self._flush_later = self._decoder = None
         tcp.Server.startTLS(self, *arguments)
 
     def connectionLost(self, reason: Failure) -> None:
-        self._receive = self._decoder = self._corked = None  # the protocol is not ours any more
-        tcp.Server.connectionLost(self, reason)
+        self._decoder = self._corked = None  # the protocol is not ours any more
+        self.fileno = self.fileno  # type: ignore[method-assign]
+        tcp.Server.connectionLost(self, reason)  # which deletes that
 
     def abortConnection(self) -> None:
         tcp.Server.abortConnection(self)

@@ -340,7 +340,7 @@ class StartTests(SynchronousTestCase):
         started = support.worker(self.folder, "mysql://root:sesame@localhost/game")
         error = self.assertRaises(ConfigError, handlers.open_accounts, started)
         self.assertEqual((error.path, error.key), ("<text>", "DBInfo"))
-        self.assertTrue(str(error).startswith("<text>: DBInfo names a database that is not supp"))
+        self.assertTrue(str(error).startswith("<text>:1: DBInfo names a database that is not su"))
         self.assertNotIn("sesame", str(error))
 
     def test_accounts_outlive_the_worker(self):

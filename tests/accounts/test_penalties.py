@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ccserver.accounts.penalties import QUIET, Allowance, Ledger, Penalties, network
+from ccserver.accounts.penalties import (
+    QUIET,
+    SITE,
+    Allowance,
+    Ledger,
+    Penalties,
+    network,
+    site,
+)
 from ccserver.config import AccountsSettings
 
 BOB, ANN = "bob", "ann"
@@ -209,7 +217,8 @@ class PenaltiesTests(SynchronousTestCase):
         penalties = Penalties(
             AccountsSettings(wrong_logins=0, address_wrong_logins=0, name_wrong_logins=0)
         )
-        self.assertTrue(all(guess(penalties, BOB, HOME, 0.0) for _ in range(500)))
+        for address in (HOME, customer(1)):
+            self.assertTrue(all(guess(penalties, BOB, address, 0.0) for _ in range(500)))
 
     def test_the_defaults_do_not_hold_up_many_devices_behind_one_address(self):
         penalties = Penalties(AccountsSettings())
@@ -220,6 +229,73 @@ class PenaltiesTests(SynchronousTestCase):
             for number in range(second % 9, 450, 9):
                 self.assertFalse(penalties.refuses(f"good {number}", HOME, second), second)
                 penalties.succeeded(f"good {number}", HOME)
+
+
+def customer(number: int, site: int = 0x1000) -> str:
+    """A /64 of a /48 of IPv6, which has 65,536 of them."""
+    return network(f"[2001:db8:{site:x}:{number:x}::5]:5000")
+
+
+class SiteTests(SynchronousTestCase):
+    """Who has a /48 of IPv6 has 65,536 addresses for nothing."""
+
+    def setUp(self) -> None:
+        self.penalties = Penalties(AccountsSettings())
+
+    def guesses(self, addresses: list[str], now: float, name: str = BOB) -> int:
+        """How many wrong logins, one from each of C{addresses}, are let through."""
+        return sum(guess(self.penalties, name, address, now) for address in addresses)
+
+    def test_its_addresses_have_so_many_guesses_at_a_name_and_not_one_each(self):
+        through = sum(
+            self.guesses([customer(second * 20 + number) for number in range(20)], float(second))
+            for second in range(1000)
+        )
+        # 100 at once and one every 10 seconds are the name's, of all addresses together
+        self.assertLessEqual(through, 100 + 100 + SITE + 5)
+        self.assertGreaterEqual(through, 100 + 90)
+
+    def test_they_have_so_many_guesses_at_all_names(self):
+        through = sum(
+            guess(self.penalties, f"name {number}", customer(number), 0.0)
+            for number in range(20000)
+        )
+        self.assertEqual(through, 500 * SITE)
+
+    def test_the_owner_at_another_site_is_not_held_up(self):
+        self.guesses([customer(number) for number in range(5000)], 0.0)
+        self.assertFalse(self.penalties.refuses(BOB, customer(1, site=0x1001), 0.0))
+
+    def test_the_owner_at_the_same_site_is_not_held_up_where_he_was_in_before(self):
+        self.penalties.succeeded(BOB, customer(7))
+        self.guesses([customer(number) for number in range(100, 5000)], 0.0)
+        self.assertFalse(self.penalties.refuses(BOB, customer(7), 0.0))
+
+    def test_the_owner_at_the_same_site_as_few_mistakes_is_not_held_up(self):
+        self.guesses([f"203.0.{number >> 8}.{number & 255}" for number in range(500)], 0.0)
+        self.assertEqual(self.guesses([customer(number) for number in range(SITE - 1)], 0.0), 15)
+        self.assertFalse(self.penalties.refuses(BOB, customer(100), 0.0))
+
+    def test_an_hour_later_it_is_as_good_as_a_new_one(self):
+        self.guesses([customer(number) for number in range(5000)], 0.0)
+        self.assertTrue(self.penalties.refuses(BOB, customer(6000), 0.0))
+        self.guesses([f"203.0.{number >> 8}.{number & 255}" for number in range(500)], QUIET)
+        new = [customer(number) for number in range(10000, 10000 + 2 * SITE)]
+        self.assertEqual(self.guesses(new, QUIET), SITE)
+
+    def test_what_is_remembered_of_them_is_bounded(self):
+        penalties = Penalties(SMALL)
+        for number in range(200):
+            guess(penalties, f"name {number}", customer(number, site=number), 0.0)
+        self.assertLessEqual(max(len(penalties._sites), len(penalties._visits)), 16)
+
+    def test_an_ipv4_address_has_none(self):
+        self.assertEqual((site(HOME), site("")), (b"", b""))
+
+    def test_it_is_the_first_48_bits(self):
+        self.assertEqual(site(customer(5)), bytes.fromhex("20010db81000"))
+        self.assertEqual(site(customer(0xFFFF)), site(customer(5)))
+        self.assertEqual(site(network("[fe80::1%eth0]:5000")), b"\xfe\x80\0\0\0\0")
 
 
 class NetworkTests(SynchronousTestCase):

@@ -70,6 +70,17 @@ class RuleTests(SynchronousTestCase):
         for name in (*BAD, "x" * 56, "é" * 28, " a", "a ", "\u3000a", "a\u00a0"):
             self.assertFalse(is_name(name), repr(name))
 
+    def test_what_cannot_be_seen_is_in_no_name(self):
+        hidden = (
+            "\u200b\u200d\u200e\u202e\u2066\ufeff\xad\u00a0\u2003\u3000\u3164\u2800\u115f\uffa0"
+        )
+        for char in hidden:
+            for name in (char, f"an{char}n"):
+                self.assertFalse(is_name(name), repr(name))
+            self.assertTrue(is_password(f"an{char}n"), repr(char))
+        for name in ("an n", "e\u0301", "\u2764\ufe0f", "\u0939\u093f\u0928\u094d\u0926\u0940"):
+            self.assertTrue(is_name(name), name)
+
     def test_usual_passwords(self):
         for password in ("a", "密码", " a ", "x" * 39):
             self.assertTrue(is_password(password), password)

@@ -348,6 +348,19 @@ class PostgresqlStoreTests(OnPostgresql, StoreTests, SynchronousTestCase):
         self.info = ";".join(parts)
         self.assertEqual(self.open().find("bob"), "hash")
 
+    def test_connections_that_are_all_busy_are_no_outage(self):
+        self.patch(postgresql, "POOL_TIMEOUT", 0.05)
+        store = self.open(threads=1)
+        store.add("bob", "hash")
+        with capturedLogs() as events:
+            with store._database.engine.connect():
+                self.assertRaises(Unavailable, store.find, "bob")
+                self.assertRaises(Unavailable, store.find, "bob")
+            self.assertEqual(store.find("bob"), "hash")
+        self.assertTrue(store._is_prepared)
+        (line,) = map(formatEvent, events)
+        self.assertIn("fails: all connections are busy: QueuePool limit of size 1", line)
+
     def test_a_frozen_server_does_not_hold_threads_for_long(self):
         self.patch(postgresql, "ANSWER_TIMEOUT", 0.3)
         support.quick_retry(self)

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.core import plain
 from ccserver.core.carried import Carried
+from ccserver.core.framing import encode
 from ccserver.errors import NotCarried
 
 CARRIED = Carried(
@@ -31,6 +32,10 @@ CARRIED = Carried(
     begun=1001.25,
 )
 
+PENDING = encode(1, b"one") + encode(0xFFFF)
+VALUES = {**asdict(CARRIED), "pending": PENDING}
+"""As they travel."""
+
 
 LATER = {"rate", "begun"}
 """What the first version did not carry."""
@@ -44,12 +49,12 @@ class CarriedTests(SynchronousTestCase):
         self.assertEqual(Carried.load(never.dump()), never)
 
     def test_what_one_does_not_know_is_left_out(self):
-        data = plain.dump({**asdict(CARRIED), "more": 1}, "it", 10000)
+        data = plain.dump({**VALUES, "more": 1}, "it", 10000)
         self.assertEqual(Carried.load(data), CARRIED)
 
     def test_what_is_missing_is_named(self):
-        for name in asdict(CARRIED).keys() - LATER:
-            values = asdict(CARRIED)
+        for name in VALUES.keys() - LATER:
+            values = dict(VALUES)
             del values[name]
             error = self.assertRaises(ValueError, Carried.load, plain.dump(values, "it", 10000))
             self.assertIn(f"{name} is missing", str(error))
@@ -65,27 +70,58 @@ class CarriedTests(SynchronousTestCase):
             "rate": {2},
             "begun": {2, 3},
         }
-        for name in asdict(CARRIED):
+        for name in VALUES:
             for number, value in enumerate(wrong):
                 if number in right.get(name, ()):
                     continue
-                data = plain.dump({**asdict(CARRIED), name: value}, "it", 10000)
+                data = plain.dump({**VALUES, name: value}, "it", 10000)
                 error = self.assertRaises(ValueError, Carried.load, data)
                 self.assertIn(name, str(error))
 
     def test_a_time_is_one_that_can_be(self):
         for never in (float("inf"), float("-inf"), float("nan")):
             for more in ({"started": never}, {"heard": never}, {"flood": (never, 1)}):
-                data = plain.dump({**asdict(CARRIED), **more}, "it", 10000)
+                data = plain.dump({**VALUES, **more}, "it", 10000)
                 error = self.assertRaises(ValueError, Carried.load, data)
                 self.assertIn(next(iter(more)), str(error))
 
     def test_what_an_older_version_did_not_know_is_not_missed(self):
-        values = asdict(CARRIED)
+        values = dict(VALUES)
         for name in LATER:
             del values[name]
         loaded = Carried.load(plain.dump(values, "it", 10000))
         self.assertEqual(loaded, replace(CARRIED, rate=None, begun=None))
+
+    def test_what_waits_travels_as_on_the_wire(self):
+        self.assertEqual(plain.load(CARRIED.dump()), VALUES)
+
+    def test_what_waits_is_whole_good_packets(self):
+        damaged = (
+            PENDING[:-1],
+            PENDING + b"\0",
+            PENDING.replace(b"one", b"two"),
+            b"\0\x07" + bytes(6),
+        )
+        for pending in (*damaged, CARRIED.pending):
+            data = plain.dump({**VALUES, "pending": pending}, "it", 10000)
+            error = self.assertRaises(ValueError, Carried.load, data)
+            self.assertIn("pending", str(error))
+
+    def test_many_that_wait_are_one_value(self):
+        calls = []
+        patched = plain._Output.add
+
+        def add(out: Any, *arguments: Any) -> None:
+            calls.append(arguments)
+            patched(out, *arguments)
+
+        self.patch(plain._Output, "add", add)
+        few, many = replace(CARRIED, pending=[]), replace(CARRIED, pending=[(0, b"")] * 8192)
+        few.dump()
+        before = len(calls)
+        data = many.dump()
+        self.assertEqual(len(calls), 2 * before)
+        self.assertEqual(Carried.load(data), many)
 
     def test_what_is_none_at_all_is_an_error(self):
         for value in (None, [], 5):

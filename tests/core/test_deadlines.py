@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -50,6 +52,25 @@ class DeadlinesTests(SynchronousTestCase):
         self.assertEqual(len(deadlines.due(300.0)), 50)
         self.assertEqual(len(deadlines), 0)
         self.assertEqual(deadlines._turns, {})
+
+    def test_a_look_after_a_long_time_costs_no_more_than_there_are(self):
+        class Counting(dict[int, dict[str, None]]):
+            asked = 0
+
+            def pop(self, *arguments: Any) -> Any:
+                self.asked += 1
+                if self.asked > 100:
+                    raise AssertionError("it walks through time")
+                return dict.pop(self, *arguments)
+
+        deadlines: Deadlines[str] = Deadlines(0.0, 0.1)
+        turns = deadlines._turns = Counting()
+        deadlines.set("b", 1e9)
+        deadlines.set("a", 5e8)
+        deadlines.set("c", 1e9 + 5)
+        self.assertEqual(deadlines.due(1e9 + 0.3), ["a", "b"])
+        self.assertEqual(turns.asked, 2)
+        self.assertEqual(deadlines.due(1e9 + 6), ["c"])
 
     @given(
         st.sampled_from([0.1, 1.0]),

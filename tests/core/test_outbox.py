@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ccserver.core.outbox import ROOM, Outbox, Overflow, SendLimits, Waiting
+from ccserver.core.outbox import JOINED, ROOM, Outbox, Overflow, SendLimits, Waiting
 
 CLOSE, NEW, OLD, LATEST = Overflow
 TIGHT = SendLimits(hard=100, soft=50, seconds=10, messages=8, total=150, total_messages=10)
@@ -42,6 +43,36 @@ class OrderTests(OutboxCase):
         self.assertEqual(outbox.take(4), [b"aaa", b"bbb"])
         self.assertEqual(outbox.take(1), [b"ccc"])
         self.assertEqual(outbox.take(1), [])
+
+    def test_replies_that_follow_each_other_wait_as_one_up_to_a_length(self):
+        outbox = self.outbox()
+        outbox.push(b"push", CLOSE)
+        for _ in range(JOINED // 8 + 1):
+            outbox.reply(b"x" * 8)
+        self.assertEqual(outbox.contents(), [b"push", b"x" * JOINED, b"x" * 8])
+        outbox.push(b"push", CLOSE)
+        outbox.reply(b"y")
+        self.assertEqual(outbox.contents()[2:], [b"x" * 8, b"push", b"y"])
+        self.assertEqual((outbox.bytes, outbox.replies), (JOINED + 17, JOINED + 9))
+
+    def test_a_length_above_which_they_do_not(self):
+        outbox = self.outbox()
+        for size in (JOINED, 1, JOINED, JOINED - 1):
+            outbox.reply(b"x" * size)
+        self.assertEqual([len(data) for data in outbox.contents()], [JOINED, 1, JOINED, JOINED - 1])
+
+    def test_small_replies_cost_little_more_than_their_bytes(self):
+        outbox, waiting = self.outbox(), 65536
+        reply = bytes(8)
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            while outbox.bytes < waiting:
+                outbox.reply(reply)
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        self.assertLess(after - before, 1.2 * waiting)
 
     def test_contents_stay(self):
         outbox = self.outbox()
@@ -242,6 +273,11 @@ class Model:
             items.remove((b"", None, "place"))
         return True
 
+    def reply(self, data: bytes) -> None:
+        if self.items and self.items[-1][1] is None:
+            data = self.items.pop()[0] + data  # all are short here
+        self.items.append((data, None, None))
+
     def take(self, size: int) -> list[bytes]:
         taken = []
         while self.items and size > 0:
@@ -285,7 +321,7 @@ class ModelTests(SynchronousTestCase):
             elif step == "reply":
                 data = number.to_bytes(2, "big") + bytes(values[0] - 2)
                 outbox.reply(data)
-                model.items.append((data, None, None))
+                model.reply(data)
             elif step == "take":
                 self.assertEqual(outbox.take(values[0]), model.take(values[0]))
             else:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ccserver.core.rates import COARSEST, Rate, TokenBucket
+from ccserver.core.rates import COARSEST, DEBT, Rate, SharedBucket, TokenBucket
 
 
 class ExactBucket:
@@ -53,6 +53,13 @@ class TokenBucketTests(SynchronousTestCase):
         self.assertEqual(bucket.available(0.0), -100)
         self.assertAlmostEqual(bucket.wait(0.0), 10.1)
         self.assertEqual(bucket.available(10.11), 1)
+
+    def test_of_what_is_shared_no_more_is_owed_than_a_few_seconds_bring(self):
+        bucket = SharedBucket(Rate(10, 50), 0.0)
+        for _ in range(3):
+            bucket.take(10_000)
+        self.assertAlmostEqual(bucket.wait(0.0), DEBT + 0.1)
+        self.assertEqual(bucket.available(DEBT + 0.11), 1)
 
     def test_what_is_given_back_is_there_again(self):
         bucket = TokenBucket(Rate(10, 50), 0.0)

@@ -404,9 +404,33 @@ class RateTests(SynchronousTestCase):
     def test_what_is_let_through_beyond_is_owed(self):
         it = self.session()
         self.send(it, 40, 0.0)
-        excess = it.take_excess()
-        it.repay(len(excess))
+        self.assertEqual(len(it.let_through()), 20)
         self.assertAlmostEqual(it.wait(0.0), 2.1)
+
+    def test_an_end_comes_behind_the_packets_that_wait(self):
+        """With which the client could otherwise go round the rate, or which it would lose."""
+        ends = {"client_closed": b"", "truncated": encode(1)[:5], "bad_length": header(3, 1, 0)}
+        for reason, behind in ends.items():
+            it = self.session()
+            self.assertEqual(len(read(it, encode(1) * 40 + behind, 0.0)), 20 - (len(behind) == 8))
+            it.end_of_stream()
+            self.assertEqual((it.ending, it.close_reason), (True, None))
+            self.assertEqual(read(it, encode(1) * 40, 1.0), [])
+            now, through = 0.0, 0
+            while it.excess is not None:
+                self.assertIsNone(it.close_reason)
+                now += 0.5
+                through += len(it.release(now))
+                self.assertLessEqual(through, now * 10)
+            self.assertEqual(through, 20 + (len(behind) == 8))
+            self.assertEqual((it.close_reason, it.excess), (reason, None))
+
+    def test_who_is_closed_before_that_has_ended_for_the_first_reason(self):
+        it = self.session()
+        self.send(it, 40, 0.0)
+        it.end_of_stream()
+        it.stop(CloseReason.DRAIN)
+        self.assertEqual((it.close_reason, it.excess), ("client_closed", None))
 
     def test_nothing_waits_once_it_ends(self):
         it = self.session()

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import struct
 import threading
 import time
 from collections import Counter
@@ -108,6 +109,29 @@ class GuessingTests(ServerCase):
         for _ in range(20):
             try_login(attacker, b"nobody", b"guess")
         self.assertEqual(try_login(client, b"bob", password_of(b"bob")), RIGHT)
+
+
+class StrangersTests(ServerCase):
+    """Of who has not logged in, nothing longer than a login or a registration is wanted."""
+
+    options: ClassVar = {**OPTIONS, "MaxPacketLength": 108, "FirstPacketTimeout": 1}
+
+    def test_all_messages_fit_into_the_shortest_bound(self):
+        client = self.connect()
+        self.assertEqual(client.ask(PING), b"")
+        self.assertEqual(register(client, b"ann"), DONE)
+        reply = client.ask(LOGIN, credentials(b"ann", password_of(b"ann")))
+        self.assertEqual(reply[:4], b"ann\0")
+
+    def test_what_is_longer_is_refused_from_its_header(self):
+        client = self.connect()
+        client.socket.sendall(struct.pack(">HHI", 109, REGISTER, 0))
+        self.assertEqual(client.rest(), [])
+        wait_until(lambda: "closed: bad_length" in self.server.log, "its end")
+
+    def test_who_says_nothing_is_closed(self):
+        self.assertEqual(self.connect().rest(), [])
+        wait_until(lambda: "closed: first_packet_timeout" in self.server.log, "its end")
 
 
 class SecretsTests(SynchronousTestCase):

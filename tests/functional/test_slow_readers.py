@@ -123,6 +123,23 @@ class PushTests(SlowReaderCase):
         self.assertGreater(seconds, 1)
 
 
+class LastRepliesTests(SlowReaderCase):
+    def test_who_reads_slowly_gets_all_that_was_sent_before_the_server_closed(self):
+        """The kernel has it all by then; a reset would throw it away."""
+        server = self.serve(LingerTimeout=0)
+        client = socket.socket()
+        self.addCleanup(client.close)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(encode(pushing.FLOOD, b"1") + bytes(8))  # no packet has 0 bytes
+        size, got = 256 * len(encode(pushing.FLOOD, pushing.BODY)), 0
+        while data := client.recv(16384):
+            got += len(data)
+            time.sleep(0.03)
+        self.assertEqual(got, size)
+        wait_until(lambda: "closed: bad_length" in server.log, "its end")
+
+
 class KernelTests(SlowReaderCase):
     def test_the_send_buffer_bounds_what_the_kernel_holds(self):
         server = self.serve(SendBuffer="32KiB")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -10,12 +12,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from ccserver.app import App
 from ccserver.core.session import CloseReason, Session
 from ccserver.errors import BadBody
+from ccserver.net import sending
 from ccserver.net.closing import RENEWALS, CloseTimeouts
+from tests.net.moving import in_thread
 from tests.net.test_sending import ANY, ECHO, PUSH, STREAM, Kernel, SendingCase
 from tests.support import FakeConnection, FakeWorker, logged, texts
 
 TIMEOUTS = CloseTimeouts()
-WAIT, STUBBORN, RAISE = 1, 2, 3
+WAIT, STUBBORN, RAISE, OTHER = 1, 2, 3, 4
 MIB = 1 << 20
 
 
@@ -86,6 +90,112 @@ class FlushTests(SendingCase):
             self.wait(kernel, 1.0)
         self.assertTrue(kernel.socket.was_reset)
         self.assertEqual(len(self.failed), 1)
+
+
+class LingerTests(SendingCase):
+    """A connection that we close, when all of it is in the kernel."""
+
+    def closing(self) -> Kernel:
+        self.held = 0  # bytes that our kernel has, and the client's has not
+        self.patch(sending, "unacknowledged", lambda transport: self.held)
+        kernel = self.start()
+        for _ in range(2):
+            kernel.session.send(PUSH, bytes(49_996))
+        self.held = 100_009
+        kernel.session.close()
+        kernel.wire.turn(2)
+        self.assertEqual(kernel.socket.shut, [1])
+        return kernel
+
+    def wait(self, kernel: Kernel, seconds: float) -> None:
+        for _ in range(round(seconds * 4)):
+            kernel.wire.poller.now += 0.25
+            kernel.wire.turn(2)
+
+    def test_who_reads_slowly_but_steadily_gets_all_of_it(self):
+        kernel = self.closing()
+        for _ in range(40):
+            self.wait(kernel, 2.0)
+            self.assertFalse(kernel.socket.closed)
+            self.held = max(1, self.held - 2000)
+        self.held = 0
+        self.wait(kernel, 1.0 + TIMEOUTS.linger)
+        self.assertTrue(kernel.socket.closed)
+        self.assertFalse(kernel.socket.was_reset)
+
+    def test_he_has_the_linger_timeout_from_then_on(self):
+        kernel = self.closing()
+        self.wait(kernel, 5.0)
+        self.held = 0
+        self.wait(kernel, TIMEOUTS.linger - 0.25)
+        self.assertFalse(kernel.socket.closed)
+        self.wait(kernel, 1.25)
+        self.assertTrue(kernel.socket.closed)
+        self.assertFalse(kernel.socket.was_reset)
+        self.assertEqual(kernel.wire.reactor.getDelayedCalls(), [])
+
+    def test_he_who_has_it_soon_is_not_kept_much_longer(self):
+        kernel = self.closing()
+        kernel.wire.poller.now += 0.04
+        self.held = 0
+        kernel.wire.poller.now += 0.01
+        kernel.wire.turn()
+        kernel.wire.poller.now += TIMEOUTS.linger
+        kernel.wire.turn(2)
+        self.assertTrue(kernel.socket.closed)
+
+    def test_who_closes_meanwhile_is_gone_at_once(self):
+        kernel = self.closing()
+        self.wait(kernel, 1.0)
+        self.held = 0
+        kernel.socket.incoming.append(b"")
+        kernel.wire.turn(2)
+        self.assertTrue(kernel.socket.closed)
+        self.assertFalse(kernel.socket.was_reset)
+        self.assertEqual(kernel.wire.reactor.getDelayedCalls(), [])
+
+    def test_who_takes_nothing_is_cut_after_the_flush_timeout(self):
+        kernel = self.closing()
+        self.wait(kernel, TIMEOUTS.flush - 0.25)
+        self.assertFalse(kernel.socket.closed)
+        self.wait(kernel, 0.5)
+        self.assertTrue(kernel.socket.was_reset)
+
+    def test_who_takes_next_to_nothing_does_not_stay_for_ever(self):
+        kernel = self.closing()
+        seconds = 0
+        while not kernel.socket.closed:
+            self.wait(kernel, 1.0)
+            self.held -= 1
+            seconds += 1
+            self.assertLessEqual(seconds, RENEWALS * TIMEOUTS.flush + 1)
+        self.assertGreaterEqual(seconds, RENEWALS * TIMEOUTS.flush)
+        self.assertTrue(kernel.socket.was_reset)
+
+    def test_what_the_kernel_holds_is_asked_of_the_socket(self):
+        one, other = socket.socketpair()
+        with one, other:
+            transport = SimpleNamespace(socket=one)
+            self.assertEqual(sending.unacknowledged(transport), 0)
+            one.send(b"x" * 100)
+            self.assertGreaterEqual(sending.unacknowledged(transport), 100)
+            other.recv(100)
+            self.assertEqual(sending.unacknowledged(transport), 0)
+            one.close()
+            self.assertEqual(sending.unacknowledged(transport), 0)
+        self.assertEqual(sending.unacknowledged(object()), 0)
+
+
+class DepartedTests(SendingCase):
+    def test_a_close_on_the_way_to_another_process_leaves_no_timer(self):
+        """A thread that has got hold of the lane before it left closes it behind that."""
+        kernel = self.start()
+        kernel.lane.hold(lambda at_rest: None)
+        kernel.protocol.detach()
+        in_thread(kernel.lane.close)
+        kernel.pool.doRead()
+        kernel.protocol.gone()
+        self.assertEqual(kernel.wire.reactor.getDelayedCalls(), [])
 
 
 class WaitingHandlerTests(SynchronousTestCase):
@@ -196,6 +306,27 @@ class WaitingHandlerTests(SynchronousTestCase):
         self.assertTrue(client.connected)
         self.waits.pop().callback(b"at last")
         self.assertEqual(client.bodies(), [b"at last"])
+
+    def test_one_that_waits_for_ever_holds_up_its_own_connection_alone(self):
+        @self.app.message(OTHER)
+        async def echo(session: Session, request: bytes) -> bytes:
+            return request
+
+        client = self.connect()
+        other = self.worker.connect(5001)
+        client.receive((WAIT, b""))
+        client.receive(*[(OTHER, b"behind it")] * 100)
+        self.assertFalse(client.reading)
+        for _ in range(600):
+            self.advance(client, 1)
+            other.receive((OTHER, b"beside it"))
+        self.assertEqual((len(other.bodies()), client.bodies()), (600, []))
+        self.assertEqual(len(self.worker.connections), 2)
+        client.reset()
+        self.advance(client, TIMEOUTS.handler)
+        self.assertEqual(len(self.flushLoggedErrors(CancelledError)), 1)
+        self.assertEqual(self.lost, ["client_reset"])
+        self.assertEqual(len(self.worker.connections), 1)
 
     def test_an_open_connection_waits_as_long_as_it_likes(self):
         client = self.connect()

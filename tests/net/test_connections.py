@@ -9,7 +9,7 @@ from ccserver.core.counts import Counts
 from ccserver.core.framing import encode
 from ccserver.core.limits import Heartbeat, SessionLimits
 from ccserver.core.session import CloseReason, Session
-from ccserver.net.connections import Connections
+from ccserver.net.connections import LINES_PER_SECOND, Connections
 
 
 class Connection:
@@ -165,6 +165,13 @@ class TableTests(ConnectionsCase):
         self.assertIs(table.get(connection.session.id), connection)
         self.assertIsNone(table.get(0))
 
+    def test_a_line_says_how_many_before_it_were_suppressed(self):
+        table = self.table()
+        said = [table.admit_line("idle") for _ in range(LINES_PER_SECOND + 2)]
+        self.assertEqual(said, [""] * LINES_PER_SECOND + [None] * 2)
+        self.clock.advance(1)
+        self.assertEqual(table.admit_line("idle"), " (2 more such lines suppressed)")
+
     def test_abort_is_told_to_all(self):
         table = self.table()
         connections = self.filled(table, 3)
@@ -213,6 +220,14 @@ class HeartbeatTests(ConnectionsCase):
         unheard.deaf = False
         self.tick(table, 40)
         self.assertIn(CloseReason.IDLE, unheard.told)
+
+    def test_who_ends_in_order_is_not_silent(self):
+        for kick in (False, True):
+            table = self.table(heartbeat=Heartbeat(5, kick))
+            (ending,) = self.filled(table, 1)
+            ending.session.end_of_stream()
+            self.tick(table, 100)
+            self.assertEqual(ending.told, [])
 
     def test_who_has_gone_is_not_closed(self):
         table = self.table(heartbeat=Heartbeat(5, kick=True))

@@ -179,6 +179,16 @@ class RepliesCase(DispatchCase):
         self.assertEqual(self.answers(lambda s, r: Number(value=70000)), [])
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
+    def test_of_many_that_raise_each_is_counted_and_some_are_logged(self):
+        def raises(session, request):
+            raise Bug("again")
+
+        self.assertEqual(self.answers(raises, *[b"a"] * 1000), [])
+        self.assertEqual(self.worker.counts.handler_errors, 1000)
+        seconds = 5  # that it may take here, at most
+        lines = len(self.flushLoggedErrors(Bug))
+        self.assertTrue(10 <= lines <= 10 * seconds, lines)
+
     def test_what_it_raises_is_logged_counted_and_not_sent(self):
         def raises(session, request):
             raise Bug("secret")

@@ -183,8 +183,11 @@ class Channel:
     def sendmsg(self, chunks: list[memoryview], rights: Any) -> int:
         if not self.room:
             raise self.error
-        data = b"".join(chunks)[: self.room]
-        sent = self._sock.sendmsg([data], rights)
+        left, part = self.room, []
+        for chunk in chunks:  # as many as came, for the kernel does not take any number
+            part.append(chunk[:left])
+            left -= len(part[-1])
+        sent = self._sock.sendmsg(part, rights)
         self.room -= sent
         return sent
 

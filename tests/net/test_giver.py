@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ccserver.app import App
 from ccserver.core.carried import Carried
 from ccserver.core.framing import encode
+from ccserver.core.outbox import SendLimits
 from ccserver.core.session import CloseReason
 from ccserver.net.departure import MAGIC, RECORD
 from ccserver.net.giver import RETRY, STEP, WINDOW, Giver
@@ -91,6 +92,11 @@ class GiverCase(SynchronousTestCase):
         async def big(session: Any, request: bytes) -> None:
             for _ in range(int(request)):
                 session.send(4, bytes(40000))
+
+        @self.app.message(5)
+        async def many(session: Any, request: bytes) -> None:
+            for _ in range(int(request)):
+                session.send(5)
 
         @self.app.on_connection_lost
         async def gone(session: Any, reason: str) -> None:
@@ -199,6 +205,45 @@ class FlowTests(GiverCase):
         self.machine.until(lambda: self.reports)
         self.assertEqual(self.reports, [(2, {})])
 
+    def test_one_that_has_more_unsent_pieces_than_a_send_may_have_buffers_goes_like_any_other(self):
+        self.worker.dispatch.send_limits = SendLimits(messages=0)
+        self.clients = [self.worker.connect() for _ in range(3)]
+        self.clients[1].send((4, b"100"), (5, b"3000"))
+        self.machine.turn(3)
+        self.give()
+        self.sent(3)
+        self.other.answer(b"+++")
+        self.machine.until(lambda: self.reports)
+        self.assertEqual(self.reports, [(3, {})])
+        data = self.clients[1].read() + self.other.records()[1][1]
+        self.assertEqual(data, encode(4, bytes(40000)) * 100 + encode(5) * 3000)
+
+    def test_one_that_the_kernel_does_not_take_stays_and_the_others_go(self):
+        for error in (errno.EMSGSIZE, errno.EBADF, errno.EINVAL):
+            ours, theirs = self.machine.channel()
+            self.reports.clear()
+            events = logged(self)
+            self.begin(3, FaultySocket(ours, [OSError(error, "not this one")]))
+            self.other.sock = theirs
+            self.sent(2)
+            self.other.answer(b"++")
+            self.machine.until(lambda: self.reports)
+            self.assertEqual(self.reports, [(2, {"channel": 1})])
+            self.served_here(self.clients[0])
+            said = f"not handed over: [Errno {error}] not this one"
+            self.assertEqual([text for text in texts(events) if text != "handed over"], [said])
+            self.clients[0].sock.close()
+            self.machine.turn(3)
+            self.machine.now += 100
+
+    def test_where_a_part_of_it_went_there_is_no_way_to_go_on(self):
+        ours, _ = self.machine.channel()
+        self.begin(3, HalfSocket(ours, OSError(errno.EMSGSIZE, "not this one")))
+        self.machine.until(lambda: self.reports)
+        self.assertEqual(self.reports, [(0, {"channel": 3})])
+        for client in self.clients:
+            self.served_here(client)
+
     def test_the_channel_is_closed_at_the_end(self):
         self.begin()
         self.sent(1)
@@ -228,6 +273,24 @@ class FaultySocket:
         if fault is not None:
             raise fault
         return self._sock.sendmsg(*arguments)
+
+
+class HalfSocket:
+    """A socket that takes a byte, and then raises C{error}."""
+
+    def __init__(self, sock: socket.socket, error: OSError) -> None:
+        self._sock = sock
+        self._error = error
+        self._taken = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def sendmsg(self, buffers: list[memoryview], rights: Any) -> int:
+        if self._taken:
+            raise self._error
+        self._taken = True
+        return self._sock.sendmsg([buffers[0][:1]], rights)
 
 
 class EndTests(GiverCase):

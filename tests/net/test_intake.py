@@ -11,7 +11,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.net import intake
-from ccserver.net.intake import LINE_INTERVAL, PAUSE, Intake
+from ccserver.net.intake import LINE_INTERVAL, MOST_ACCEPTS, PAUSE, Intake
 from ccserver.net.transport import DirectPort
 from tests.net.sockets import FakeSocket
 from tests.net.test_transport import ListeningSocket
@@ -94,6 +94,17 @@ class IntakeTests(SynchronousTestCase):
         self.ports[0].numberAccepts = 5
         self.come(11, 12, 13)
         self.assertEqual(self.turn(), 3)
+
+    def test_however_many_wait_a_turn_accepts_only_so_many(self):
+        self.come(*[11] * 50 * MOST_ACCEPTS)
+        self.assertEqual([self.turn() for _ in range(50)], [MOST_ACCEPTS] * 50)
+
+    def test_after_few_it_begins_with_few_and_comes_back_to_as_many(self):
+        self.come(11, 12)
+        self.turn()
+        self.come(*[11] * 10 * MOST_ACCEPTS)
+        turns = [self.turn() for _ in range(8)]
+        self.assertEqual((turns[0], turns[-1]), (2, MOST_ACCEPTS))
 
     def test_without_descriptors_nothing_is_read_until_there_are_some(self):
         for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EINVAL):

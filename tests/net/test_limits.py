@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import ip_network
 from typing import Any
 
@@ -10,8 +11,9 @@ from twisted.internet.address import IPv4Address
 from ccserver.core.addresses import AccessList, AddressLimits, Origins
 from ccserver.core.framing import encode
 from ccserver.core.limits import FloodLimit, Heartbeat, RateAction, SessionLimits
-from ccserver.core.rates import Rate
+from ccserver.core.rates import DEBT, Rate
 from ccserver.core.session import CloseReason
+from ccserver.net import protocol
 from ccserver.net.connections import LINES_PER_SECOND
 from tests.core.test_framing import spoiled
 from tests.net.test_handover import MovingCase
@@ -277,13 +279,53 @@ class RateTests(LimitsCase):
         self.let_end(client)
         self.assertEnded(client, "drain")
 
-    def test_the_end_of_the_stream_lets_all_through(self):
+    def test_behind_the_end_of_the_stream_they_are_answered_at_their_rate_too(self):
         client = self.connect(self.limits())
         self.flood(client)
         client.end()
+        self.assertEqual(len(client.sent()), 20)
+        self.pace(client, 1)
+        self.assertIn(len(client.sent()), (9, 10))
+        self.assertFalse(client.reading)
+        self.pace(client, 2.2)
+        self.assertIn(len(client.sent()), (20, 21))
+        client.turn()
+        self.assertEnded(client, "client_closed")
+
+    def test_who_waits_for_them_at_his_end_is_not_silent(self):
+        client = self.connect(SessionLimits(rate=Rate(1, 1), heartbeat=Heartbeat(5)))
+        client.receive(*[(ECHO, b"")] * 100)
+        client.end()
+        for _ in range(110):
+            self.pace(client, 1)
+            self.worker.connections.check_heartbeats()
+        self.assertEqual(len(client.sent()), 100)
+        client.turn()
+        self.assertEnded(client, "client_closed")
+
+    def test_a_worker_that_stops_behind_the_end_of_the_stream_answers_all(self):
+        client = self.connect(self.limits())
+        self.flood(client)
+        client.end()
+        client.protocol.finish()
         self.assertEqual(len(client.sent()), 50)
         client.turn()
         self.assertEnded(client, "client_closed")
+
+    def test_who_is_cut_behind_the_end_of_the_stream_leaves_nothing(self):
+        client = self.connect(self.limits())
+        self.flood(client)
+        client.end()
+        client.reset()
+        self.assertEnded(client, "client_closed")
+
+    def test_who_has_ended_and_waits_for_the_rate_does_not_move(self):
+        client = self.connect(self.limits())
+        self.flood(client)
+        client.end()
+        self.patch(protocol, "DirectServer", type(client.transport))
+        client.transport.TLS = False
+        self.assertEqual(client.protocol.reason_to_stay, "closing")
 
     def test_who_goes_leaves_nothing(self):
         client = self.connect(self.limits())
@@ -299,10 +341,16 @@ class RateTests(LimitsCase):
         self.let_end(client)
         self.assertEnded(client, "kicked")
 
-    def test_a_bad_length_behind_them_closes_at_once(self):
+    def test_a_bad_length_behind_them_closes_when_they_are_answered(self):
         client = self.connect(self.limits())
         client.receive_bytes(encode(ECHO) * 50 + b"\0" * 8)
         self.assertEqual(len(client.sent()), 19)
+        self.assertEqual(self.worker.counts.refused, {"bad_length": 1})
+        self.pace(client, 3)
+        self.assertFalse(client.transport.ended)
+        self.pace(client, 0.3)
+        self.assertEqual(len(client.sent()), 31)
+        self.assertTrue(client.transport.ended)
         self.let_end(client)
         self.assertEnded(client, "bad_length")
 
@@ -316,6 +364,13 @@ class RateTests(LimitsCase):
         self.assertEqual(self.worker.counts.refused, {"rate": 980})
         self.assertEqual(len(events), LINES_PER_SECOND)
         self.assertEqual(texts(events)[0], "refused rate: 30 packets dropped")
+
+    def test_none_are_dropped_where_only_wrong_checksums_were_too_many(self):
+        client = self.connect(self.limits(RateAction.DROP))
+        events = logged(self)
+        client.receive_bytes(spoiled(ECHO, b"x") * 50)
+        self.assertEqual(self.worker.counts.refused, {"bad_crc": 50})
+        self.assertFalse([text for text in texts(events) if "dropped" in text])
 
     def test_kicked_they_close(self):
         client = self.connect(self.limits(RateAction.KICK))
@@ -332,6 +387,33 @@ class RateTests(LimitsCase):
         self.assertFalse(client.reading)
         self.pace(client, 0.5)
         self.assertTrue(client.reading)
+
+
+class TurnstileTests(LimitsCase):
+    """Two connections whose time comes in the same turn, and the first ends the other."""
+
+    def ended_by(self, how: Callable[[Any], object]) -> None:
+        others: list[FakeConnection] = []
+
+        @self.app.message(9)
+        async def end_the_other(session: Any, request: bytes) -> None:
+            how(others[0].protocol)
+
+        first = self.connect(SessionLimits(rate=Rate(10, 20)))
+        others.append(self.worker.connect(5001))
+        first.receive(*[(ECHO, b"")] * 20, (9, b""))
+        others[0].receive(*[(ECHO, b"")] * 25)
+        self.pace(first, 0.5)
+        self.assertEqual(len(others[0].sent()), 20)
+        self.assertIsNotNone(others[0].session.close_reason)
+        self.assertIsNone(first.session.close_reason)
+        self.assertFalse(self.worker.factory.turnstile._waiting)
+
+    def test_one_that_it_closes_is_left_alone(self):
+        self.ended_by(lambda connection: connection.close(CloseReason.KICKED))
+
+    def test_one_that_it_cuts_is_left_alone(self):
+        self.ended_by(lambda connection: connection.abort())
 
 
 class AddressRateTests(LimitsCase):
@@ -352,6 +434,33 @@ class AddressRateTests(LimitsCase):
         self.assertEqual(len(other.sent()), 10)
         self.assertTrue(other.reading)
 
+    def test_connections_that_end_one_after_the_other_get_no_more_than_it(self):
+        for number in range(10):
+            client = self.worker.connect(5001 + number)
+            client.receive(*[(ECHO, bytes([n])) for n in range(100)])
+            client.end()
+        self.pace(self.client, 1)
+        connections = list(self.worker.connections)
+        self.assertEqual(len(connections), 11)
+        through = sum(c.session.packets_out for c in connections)
+        self.assertTrue(25 <= through <= 30, through)
+        for connection in connections:
+            connection.abort()
+        self.assertEqual(self.client.clock.getDelayedCalls(), [])
+
+    def test_wrong_checksums_do_not_lock_the_others_out_for_long(self):
+        for action in (RateAction.DELAY, RateAction.DROP):
+            self.client = self.connect(
+                SessionLimits(address_rate=True, rate_action=action),
+                origins=Origins(AddressLimits(packets=Rate(10, 20)), AccessList()),
+            )
+            self.client.receive_bytes(spoiled(ECHO, b"x") * 5000)
+            self.client.reset()
+            good = self.worker.connect(5001)
+            self.pace(good, DEBT + 0.2)
+            good.receive((ECHO, b"good"))
+            self.assertEqual(good.bodies(), [b"good"])
+
     def test_many_that_wait_get_no_more_together_and_all_get_some(self):
         clients = [self.client, *(self.worker.connect(5001 + n) for n in range(9))]
         for client in clients:
@@ -363,6 +472,27 @@ class AddressRateTests(LimitsCase):
         for client in clients:
             client.reset()
         self.assertEqual(self.client.clock.getDelayedCalls(), [])
+
+
+class EndingTests(LimitsCase):
+    """Who ends in order is answered, however long that takes his handlers."""
+
+    def test_the_heartbeat_leaves_it_alone(self):
+        ends = {
+            "client_closed": FakeConnection.end,
+            "drain": lambda client: client.protocol.finish(),
+        }
+        for reason, end in ends.items():
+            self.lost.clear()
+            client = self.connect(SessionLimits(heartbeat=Heartbeat(5)))
+            client.receive((WAIT, b"1"), (WAIT, b"2"), (ECHO, b"3"))
+            end(client)
+            for _ in range(2):
+                self.pass_time(28)
+                self.waits.pop().callback(None)
+            self.assertEqual(client.bodies(), [b"1", b"2", b"3"])
+            self.let_end(client)
+            self.assertEnded(client, reason)
 
 
 class AddressTests(LimitsCase):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import json
 import socket
 from typing import Any
@@ -73,6 +75,14 @@ class CollectTests(StatisticsCase):
         with open("/proc/self/status") as file:
             (size,) = [line.split()[1] for line in file if line.startswith("VmRSS:")]
         self.assertAlmostEqual(resident_memory(), int(size) * 1024, delta=1 << 20)
+
+    def test_where_no_file_can_be_opened_it_is_not_known_and_all_else_is(self):
+        def fail(*args: Any) -> Any:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        self.patch(builtins, "open", fail)
+        figures = self.figures()
+        self.assertEqual((figures["memory"], figures["connections"]), (None, 0))
 
     def test_it_can_be_told_as_json(self):
         client = self.worker.connect()

@@ -19,8 +19,9 @@ from ccserver.core.carried import HEAD_LIMIT, Carried
 from ccserver.core.framing import encode
 from ccserver.net import taker
 from ccserver.net.departure import MAGIC, RECORD
+from ccserver.net.intake import SPARE
 from tests.net.moving import SERVER, Machine
-from tests.support import logged, texts
+from tests.support import logged, open_descriptors, texts
 
 
 def carried(**more: Any) -> Carried:
@@ -181,23 +182,36 @@ class RefusalTests(TakerCase):
         expected = "hand-over: 192.0.2.1:5000 was not adopted"
         self.refused(expected, record(incomplete=encode(1, b"x")), ValueError)
 
-    def test_a_descriptor_that_we_cannot_have(self):
+    def limited(self, more: int) -> None:
+        """Of two connections, none is adopted with C{more} descriptors than there are."""
         client, ours = self.connection()
+        before = open_descriptors()  # which collects what other tests have left
         events = logged(self)
         lowest = os.dup(self.channel.fileno())  # what the next one would be
         os.close(lowest)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        socket.send_fds(self.channel, [record()], [ours.fileno()])
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        for id in (7, 8):
+            socket.send_fds(self.channel, [record(id=id)], [ours.fileno()])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + more, hard))
         try:
-            self.machine.turn(2)
+            self.machine.turn(3)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        self.assertEqual(self.answers(), b"-")
-        self.assertEqual(texts(events), ["hand-over: no descriptor left for 192.0.2.1:5000"])
+        self.assertEqual(self.answers(), b"--")
+        self.assertEqual(open_descriptors(), before)
         self.send(record(), ours.fileno())
         self.assertEqual(self.answers(), b"+")
         self.reply(client, b"x")
+        self.assertEqual(texts(events), [])
+        self.channel.shutdown(socket.SHUT_WR)
+        self.machine.turn(2)
+        self.assertEqual(texts(events), ["hand-over: no descriptors left for 2 connections"])
+
+    def test_a_descriptor_that_we_cannot_have(self):
+        self.limited(0)
+
+    def test_those_that_are_spare_are_left_to_all_else(self):
+        self.limited(SPARE)
 
 
 class DamageTests(TakerCase):
@@ -272,7 +286,7 @@ class AnyBytesTests(TakerCase):
         return open_now
 
     @given(st.lists(st.tuples(st.binary(max_size=60), st.booleans()), max_size=5))
-    @example([(record() + b"ccs1", True)])
+    @example([(record() + b"ccs2", True)])
     @example([(RECORD.pack(MAGIC, 5, 0) + b"l\xff\xff\xff\xff", True)])
     @settings(max_examples=200, deadline=None)
     def test_they_never_raise_and_never_leak(self, pieces):
