@@ -75,6 +75,11 @@ class Certificates:
         return self.identities[0].context
 
     @property
+    def ends(self) -> dict[str, float]:
+        """When each of them ends, in seconds since 1970, by its path."""
+        return {each.path: each.ends for each in self.identities}
+
+    @property
     def changed(self) -> bool:
         """Whether a file is another than when it was read last, or tried to be."""
         return self._look() != self._seen
@@ -125,7 +130,7 @@ def _identities(settings: TlsSettings, warnings: list[str]) -> Iterator[Identity
     try:
         import cryptography  # noqa: F401
     except ImportError:
-        text = 'tls needs the package cryptography: pip install "ccserver[tls]"'
+        text = 'tls needs the package cryptography: pip install "ccserver[tls]" (script/setup tls)'
         raise StartError(text) from None
     authorities = b"".join(
         der for path in settings.client_ca for _, der in _certificates("TlsClientCa", path)

@@ -235,6 +235,12 @@ class WarningTests(CertificateCase):
         (line,) = certificates.expiring()
         self.assertIn("it has expired on ", line)
 
+    def test_when_each_ends_is_known_by_its_path(self):
+        paths = [self.issued("a.pem", "x", ends=3), self.issued("b.pem", "y", ends=5)]
+        ends = self.loaded(*paths).ends
+        self.assertEqual(list(ends), paths)
+        self.assertAlmostEqual(ends[paths[1]] - ends[paths[0]], 2 * DAY, delta=60)
+
 
 class ChangeTests(CertificateCase):
     def test_a_file_that_was_replaced_or_written_to_has_changed(self):

@@ -7,6 +7,7 @@ from typing import ClassVar
 from click.testing import CliRunner
 from twisted.trial.unittest import SynchronousTestCase
 
+from ccserver.accounts import messages
 from ccserver.app import App
 from ccserver.commands import calling, checking, main, starting
 from ccserver.config import Config
@@ -127,13 +128,31 @@ class CheckTests(Case):
         )
 
     def test_a_section_without_defaults_has_no_line_for_them(self):
-        path = self.write("App = a:b\nAppPath = /a\n")
-        self.assertIn("[App]\nApp = a:b\nAppPath = /a\n\n", self.output("check", path))
+        path = self.write("App = email:b\nAppPath = /a\n")
+        self.assertIn("[App]\nApp = email:b\nAppPath = /a\n\n", self.output("check", path))
 
     def test_what_it_prints_is_the_same_configuration(self):
         text = "[Net]\nworker_connections = 7\n[Socket]\nListen = [::1]:99, 5678\n"
         again = Config.parse(self.output("check", self.write(text)))
         self.assertEqual(again.describe(), Config.parse(text).describe())
+
+    def test_above_them_stands_what_serves(self):
+        self.patch(checking, "native", sys)
+        self.patch(checking.checksum, "NAME", "isal")
+        lines = self.output("check", self.write("")).splitlines()
+        self.assertEqual(lines[:4], ["; compiled part: yes", "; checksum: isal", "", "[Socket]"])
+
+    def test_why_the_compiled_part_is_not_used(self):
+        self.patch(checking, "native", None)
+        for off, spec, why in (
+            ("0", sys, "CCSERVER_NATIVE=0"),
+            ("", sys, "it cannot be loaded"),
+            ("", None, "it has not been built"),
+        ):
+            self.patch(os, "environ", {**os.environ, "CCSERVER_NATIVE": off})
+            self.patch(checking, "find_spec", lambda name, spec=spec: spec)
+            first = self.output("check", self.write("")).splitlines()[0]
+            self.assertEqual(first, f"; compiled part: no ({why})")
 
     def test_every_error_is_a_line_and_the_status_1(self):
         path = self.write("Nonsense = 1\nBacklog = many\n")
@@ -154,6 +173,74 @@ class CheckTests(Case):
         )
         self.output("check", self.write(text.replace(" tls", "")))
 
+    def test_relative_paths_begin_where_the_server_runs(self):
+        folder = self.mktemp()
+        os.mkdir(folder)
+        with open(os.path.join(folder, "a.pem"), "wb") as file:
+            file.write(b"".join(Authority().issue("localhost")))
+        os.chmod(file.name, 0o600)
+        path = self.write("Listen = 127.0.0.1:1 tls\nTlsCertificate = a.pem\n")
+        self.assertIn("/a.pem: No such file or directory", self.complaint("check", path))
+        shown = self.output("check", path, "--rundir", folder)
+        self.assertIn(f"TlsCertificate = {os.path.abspath(folder)}/a.pem\n", shown)
+        ran = []
+        self.patch(starting, "run_twistd", ran.append)
+        self.output("start", "--config", path, "-d", folder)
+        self.assertEqual(len(ran), 1)
+
+    def test_an_application_that_is_not_there_is_an_error(self):
+        path = self.write("[App]\nApp = nosuch.game:app\n")
+        self.assertEqual(
+            self.complaint("check", path),
+            f"{path}:2: App = nosuch.game:app: there is no module nosuch",
+        )
+
+    def test_one_that_is_there_is_not_imported(self):
+        folder = os.path.abspath(self.mktemp())
+        os.mkdir(folder)
+        with open(os.path.join(folder, "checked_only.py"), "w") as file:
+            file.write("raise ValueError\n")
+        self.output("check", self.write(f"App = checked_only:app\nAppPath = {folder}\n"))
+
+    def test_a_log_that_is_a_folder_is_an_error(self):
+        path = self.write("\nLog = /\n")
+        said = f"{path}:2: Log = /: it is a folder; allowed: a file"
+        self.assertEqual(self.complaint("check", path), said)
+
+    def test_a_database_that_is_not_supported_is_an_error_for_the_accounts(self):
+        path = self.write("DBInfo = mysql://u:hunter2@h/d\n")
+        said = self.complaint("check", path)
+        self.assertTrue(said.startswith(f"{path}:1: DBInfo names a database that is not"), said)
+        self.assertNotIn("hunter2", said)
+        self.output("check", self.write("DBInfo = mysql://u:hunter2@h/d\nApp = email:app\n"))
+
+    def test_all_of_that_is_told_at_once(self):
+        path = self.write("DBInfo = a;b\nLog = /\n")
+        self.assertEqual(self.run_command("check", path).stderr.count("\n"), 2)
+
+    def warned(self, text):
+        """The warnings of a check that succeeds."""
+        result = self.run_command("check", self.write(text))
+        self.assertEqual(result.exit_code, 0, result.stderr)
+        return result.stderr
+
+    def test_too_few_descriptors_are_warned_of(self):
+        self.patch(checking.resource, "getrlimit", lambda which: (1024, 20000))
+        said = self.warned("worker_connections = 1000000\n")
+        self.assertIn("warning: worker_connections = 1000000 needs 1000065 file desc", said)
+        self.assertIn("the hard limit is 20000: ", said)
+        self.assertIn("; with this limit the server does not start\n", said)
+        said = self.warned("worker_connections = 1000000\nOnFewDescriptors = warn\n")
+        self.assertNotIn("does not start", said)
+        self.assertEqual(self.warned("worker_connections = 1000\n"), "")
+        self.patch(checking.resource, "getrlimit", lambda which: (1024, -1))
+        self.assertEqual(self.warned("worker_connections = 1000000\n"), "")
+
+    def test_folders_that_are_not_there_are_warned_of(self):
+        said = self.warned("Log = /nowhere/a/error.log\nControl = /nowhere/b/control\n")
+        self.assertIn(":1: Log: there is no folder /nowhere/a\n", said)
+        self.assertIn(":2: Control: there is no folder /nowhere/b\n", said)
+
     def test_a_key_that_anybody_may_read_is_warned_of(self):
         pem = self.write(b"".join(Authority().issue("localhost")).decode())
         os.chmod(pem, 0o644)
@@ -165,7 +252,7 @@ class CheckTests(Case):
     def test_warnings_are_told_apart_from_the_settings(self):
         config = Config.parse("", base=os.getcwd())
         object.__setattr__(config, "warnings", ("likely a slip",))
-        self.patch(checking.config, "check", lambda path: (config, []))
+        self.patch(checking.config, "check", lambda path, base: (config, []))
         result = self.run_command("check", "any.conf")
         self.assertEqual((result.exit_code, result.stderr), (0, "warning: likely a slip\n"))
 
@@ -237,6 +324,40 @@ class CallTests(CallCase):
         self.patch(FakeClient, "reply", ConnectionClosed("the server closed\nit \x1b[2J"))
         complaint = self.complaint("call", "a", "ping", "--app", f"{__name__}:app")
         self.assertEqual(complaint, r"ping: the server closed\nit \x1b[2J")
+
+
+class MeaningTests(CallCase):
+    """What the replies of the bundled application say, behind the time it took."""
+
+    def says(self, message, reply, *options):
+        arguments = ("call", "127.0.0.1", message, "username=a", "password=b", *options)
+        self.patch(FakeClient, "reply", reply.encode())
+        self.patch(calling, "perf_counter", iter([1.0, 1.0004]).__next__)
+        return self.output(*arguments)
+
+    def test_a_wrong_login_is_refused(self):
+        for reply, says in (
+            (messages.LoginReply(), "refused: the name or the password is wrong"),
+            (messages.LoginReply(username="a"), "done"),
+            (messages.LoginReply(result=3), "refused for now: try again later"),
+        ):
+            (first, *_) = self.says("login", reply).splitlines()
+            self.assertEqual(first, f"login: answered, 96 bytes, 0.4 ms: {says}")
+
+    def test_a_registration_says_how_it_went(self):
+        for result, says in (
+            (0, "done"),
+            (1, "refused: the name is taken"),
+            (2, "refused: the name or the password is not acceptable"),
+            (3, "refused for now: try again later"),
+            (-7, "result -7"),
+        ):
+            reply = messages.RegisterReply(result=result)
+            self.assertIn(f" ms: {says}\n", self.says("register", reply))
+
+    def test_json_has_it_too(self):
+        told = json.loads(self.says("login", messages.LoginReply(), "--json"))
+        self.assertEqual(told["says"], "refused: the name or the password is wrong")
 
 
 class RawCallTests(CallCase):

@@ -16,8 +16,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Address, Config, Listener, NetSettings, check
 from ccserver.config.conffile import MAX_BYTES, MAX_ERRORS
+from ccserver.config.keys import KNOWN, PARTS, SECTIONS
 from ccserver.config.reading import MAX_WARNINGS
-from ccserver.config.settings import KNOWN, PARTS, SECTIONS
 from ccserver.config.values import cpu_count
 from ccserver.errors import ConfigError
 
@@ -381,6 +381,23 @@ class ErrorTests(ConfigCase):
         expected = 'a.conf:2: unknown key "LogLevl" in [Log]; did you mean "LogLevel"?'
         self.assertEqual(text, expected)
 
+    def test_a_section_very_near_to_one_of_ours_is_named_with_that(self):
+        for name, near in (("Sockets", "Socket"), ("Sokcet", "Socket"), ("logs", "Log")):
+            self.assertEqual(
+                self.refusals("", f"[{name}]", "Mine = 1")[0].partition(":")[2],
+                f"2: unknown section [{name}]; did you mean [{near}]? One of the application's "
+                "needs a name less like it",
+            )
+
+    def test_a_section_of_the_application_need_not_be_unlike_all_of_ours(self):
+        for name in ("MyGame", "Tiles", "Maps", "Process", "Network"):
+            self.assertEqual(self.parsed(f"[{name}]", "Mine = 1").warnings, ())
+
+    def test_a_wrong_listen_is_told_once(self):
+        for value in ("1.2.3.4", "80, x", "80 ssl"):
+            (text,) = self.refusals("ListenPort = 5678", f"Listen = {value}")
+            self.assertIn(f":2: Listen = {value}: ", text)
+
     def test_sections_are_known_in_any_case(self):
         self.assertIn("in [Log]", self.refusal("[log]", "LogLevl = 3"))
 
@@ -472,11 +489,8 @@ class WarningTests(ConfigCase):
         self.assertEqual(len(self.parsed(*["LogLevel = 3"] * 1000).warnings), MAX_WARNINGS)
 
     def test_a_warning_is_one_line_whatever_the_files_name(self):
-        warnings = Config.parse("[Sokcet]", "a\nb.conf").warnings
-        self.assertEqual(warnings, ("a\\nb.conf:1: [Sokcet]: did you mean [Socket]?",))
-
-    def test_a_section_very_near_to_one_of_ours_is_told(self):
-        self.assert_warned("a.conf:1: [Sokcet]: did you mean [Socket]?", "[Sokcet]")
+        (warning,) = Config.parse(" Log = a", "a\nb.conf").warnings
+        self.assertTrue(warning.startswith("a\\nb.conf:1: Log is ignored"), warning)
 
     def test_a_key_given_twice_is_told(self):
         expected = "a.conf:3: LogLevel is given again: the one in line 1 counts"
@@ -502,6 +516,19 @@ class WarningTests(ConfigCase):
 
 
 class ConfigTests(ConfigCase):
+    def test_a_worker_needs_a_descriptor_for_each_connection_and_address_and_some_to_spare(self):
+        config = self.parsed("worker_connections = 1936", "ListenPort0 = 1", "ListenPort1 = 2")
+        self.assertEqual(config.descriptors, 2002)
+        self.assertIsNone(config.few_descriptors(2002))
+        text = config.few_descriptors(2001) or ""
+        self.assertIn("worker_connections = 1936 needs 2002 file descriptors", text)
+        self.assertIn("the hard limit is 2001: raise that", text)
+
+    def test_a_refusal_names_the_line_if_there_is_one(self):
+        config = self.parsed("", "log = a")
+        self.assertEqual(str(config.refusal("Log", "no")), "a.conf:2: no")
+        self.assertEqual(str(config.refusal("App", "no")), "a.conf: no")
+
     def test_the_parts_are_frozen(self):
         config = self.parsed()
         with self.assertRaises(dataclasses.FrozenInstanceError):

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "process": "app certificates config core errors loading native net",
     "tap": "config errors process",
     "accounts": "config",
-    "commands": "app certificates client config core errors loading message native",
+    "commands": "accounts app certificates client config core errors loading message native",
     "__main__": "commands",
 }
 """By layer, the other layers that it may import; the layer "" is C{ccserver} itself, the public

@@ -129,7 +129,8 @@ def call(
     """Send MESSAGE to the server at TARGET and print its answer.
 
     MESSAGE is a name of the application, or a message code. With --hex or --text, the body is
-    sent as given, and for a code the application is not needed.
+    sent as given, and for a code the application is not needed. The exit status is 0 if there was
+    an answer, whatever it says.
     """
     try:
         question = _question(message, fields, raw, text, app_name)
@@ -247,8 +248,17 @@ def _send(target: Target, question: Question, timeout: float) -> None:
 def _as_lines(question: Question, reply: bytes | Message, seconds: float) -> str:
     size = len(reply.encode() if isinstance(reply, Message) else reply)
     length = f"{size} byte{'s' if size > 1 else ''}" if size else "no body"
+    says = _says(reply)
     head = f"{question.name}: answered, {length}, {seconds * 1000:.1f} ms"
+    if says is not None:
+        head += f": {_printable(says)}"
     return "\n".join([head, *(f"  {line}" for line in _details(question, reply))])
+
+
+def _says(reply: bytes | Message) -> str | None:
+    """What the answer means, if its class can say so: with a C{__str__} of its own."""
+    has_words = isinstance(reply, Message) and type(reply).__str__ is not object.__str__
+    return str(reply) if has_words else None
 
 
 def _details(question: Question, reply: bytes | Message) -> list[str]:
@@ -280,6 +290,9 @@ def _as_json(question: Question, reply: bytes | Message, seconds: float) -> str:
         "name": question.name,
         "seconds": round(seconds, 6),
     }
+    says = _says(reply)
+    if says is not None:
+        told["says"] = says
     if isinstance(reply, Message):
         told["fields"] = {name: _plain(getattr(reply, name)) for name in reply.fields()}
     elif question.as_text:

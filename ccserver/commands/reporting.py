@@ -50,6 +50,24 @@ WORKER_COLUMNS = (
     Column("age", lambda worker: duration(worker.get("age"))),
 )
 
+CERTIFICATE_COLUMNS = (
+    Column("certificate", lambda certificate: text(certificate.get("path")), left=True),
+    Column("listening", lambda certificate: _addresses(certificate.get("listening")), left=True),
+    Column("not after", lambda certificate: text(certificate.get("not_after")), left=True),
+    Column("days left", lambda certificate: _days(certificate.get("days_left"))),
+)
+
+
+def _addresses(listening: Any) -> str:
+    words = [str(address) for address in listening] if isinstance(listening, list) else []
+    return text(", ".join(words))
+
+
+def _days(left: Any) -> str:
+    if not isinstance(left, int | float) or isinstance(left, bool):
+        return MISSING
+    return "expired" if left < 0 else f"{left:.1f}"
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
@@ -127,6 +145,9 @@ def report(found: Mapping[str, Any]) -> list[str | Table]:
         if len(table.rows) > 1:
             table.rows.append(_total(workers))
         parts.extend(["", table])
+    certificates = found.get("certificates")
+    if isinstance(certificates, list) and certificates:
+        parts.extend(["", tabled(CERTIFICATE_COLUMNS, certificates)])
     parts.extend(_counts(found))
     return parts
 
@@ -145,6 +166,8 @@ def _origin(found: Mapping[str, Any]) -> str:
     ]
     if "compiled" in found:
         words.append(f"{'with' if found['compiled'] else 'without'} compiled part")
+    if "checksum" in found:
+        words.append(f"checksum by {text(found['checksum'])}")
     return ", ".join(words)
 
 

@@ -34,7 +34,7 @@ def start(
     """
     if options and not options[0].startswith("-"):
         raise click.UsageError(f"{options[0]!r} is no option; the configuration: --config FILE")
-    daemon = checked(file).process.daemon and not nodaemon
+    daemon = checked(file, rundir).process.daemon and not nodaemon
     arguments = ["twistd"]
     if not daemon:
         arguments.append("--nodaemon")

@@ -61,6 +61,8 @@ STYLES = {
     "loaded": "yellow",
     "leaving": "yellow",
     "stopping": "yellow",
+    "overloaded": "red",
+    "waiting": "red",
     "blocked": "bold red",
 }
 """What a worker is doing, in colour."""

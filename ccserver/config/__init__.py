@@ -1,19 +1,12 @@
 """The configuration: a file of the family's syntax to frozen, typed and bounded settings."""
 
+from ccserver.config.addresses import Address, Listener, Network
+from ccserver.config.application import AccountsSettings, AppSettings, DatabaseSettings
 from ccserver.config.configuration import Config, Described, check
-from ccserver.config.settings import (
-    AccountsSettings,
-    AppSettings,
-    ControlSettings,
-    DatabaseSettings,
-    ListenSettings,
-    LogSettings,
-    NetSettings,
-    ProcessSettings,
-    SecuritySettings,
-    TlsSettings,
-)
-from ccserver.config.values import Address, Listener, Network
+from ccserver.config.connections import NetSettings
+from ccserver.config.listening import ListenSettings, TlsSettings
+from ccserver.config.processes import ControlSettings, LogSettings, ProcessSettings
+from ccserver.config.security import SecuritySettings
 
 __all__ = [
     "AccountsSettings",

@@ -7,24 +7,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ccserver.config.application import AccountsSettings, AppSettings, DatabaseSettings
 from ccserver.config.conffile import Entry, printable, read_text, shortened
+from ccserver.config.connections import NetSettings
+from ccserver.config.keys import SECTIONS
+from ccserver.config.listening import ListenSettings, TlsSettings
+from ccserver.config.processes import ControlSettings, LogSettings, ProcessSettings
 from ccserver.config.reading import Reading
-from ccserver.config.settings import (
-    SECTIONS,
-    AccountsSettings,
-    AppSettings,
-    ControlSettings,
-    DatabaseSettings,
-    ListenSettings,
-    LogSettings,
-    NetSettings,
-    ProcessSettings,
-    SecuritySettings,
-    Settings,
-    TlsSettings,
-)
+from ccserver.config.security import SecuritySettings
+from ccserver.config.settings import Settings
 from ccserver.config.values import whole_number
 from ccserver.errors import ConfigError
+
+SPARE_DESCRIPTORS = 64
+"""File descriptors that a worker needs besides its connections and listening sockets."""
 
 
 class Described(NamedTuple):
@@ -102,8 +98,28 @@ class Config:
             return whole_number(entry.value)
         except ValueError as error:
             value = shortened(entry.value) or '""'
-            text = f"{shortened(entry.key)} = {value}: {error}"
-            raise ConfigError(text, printable(self.path), entry.line, entry.key) from None
+            raise self.refusal(entry.key, f"{shortened(entry.key)} = {value}: {error}") from None
+
+    def refusal(self, key: str, text: str) -> ConfigError:
+        """The error that says C{text} of C{key}, with its line in the file, if it has one there."""
+        entry = self._entries.get(key.lower())
+        line = None if entry is None else entry.line
+        return ConfigError(text, printable(self.path), line, key)
+
+    @property
+    def descriptors(self) -> int:
+        """How many files a worker may have to have open."""
+        return self.net.worker_connections + SPARE_DESCRIPTORS + len(self.listen.listeners)
+
+    def few_descriptors(self, limit: float) -> str | None:
+        """What to say of a hard limit of file descriptors, if it is too low for a worker."""
+        if limit >= self.descriptors:
+            return None
+        return (
+            f"worker_connections = {self.net.worker_connections} needs {self.descriptors} file "
+            f"descriptors, the hard limit is {limit}: raise that (ulimit -n, LimitNOFILE of "
+            "systemd), or lower worker_connections"
+        )
 
     def describe(self) -> list[Described]:
         """The settings in force, by section; C{ListenPort...} are told as C{Listen}."""

@@ -9,21 +9,20 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from ccserver.config.addresses import Address, Listener
+from ccserver.config.application import DatabaseSettings
 from ccserver.config.conffile import Entry, printable, scan, shortened
-from ccserver.config.settings import (
+from ccserver.config.keys import (
     KNOWN,
     LISTEN_PORT,
     LISTEN_PORT_COUNT,
     SECTIONS,
-    DatabaseSettings,
-    ListenSettings,
-    Setting,
-    Settings,
-    TlsSettings,
     known_key,
     port_number,
 )
-from ccserver.config.values import Address, DatabaseInfo, FilePath, FilePaths, FolderPaths, Listener
+from ccserver.config.listening import ListenSettings, TlsSettings
+from ccserver.config.settings import Setting, Settings
+from ccserver.config.values import DatabaseInfo, FilePath, FilePaths, FolderPaths
 from ccserver.errors import ConfigError
 
 T = TypeVar("T")
@@ -59,10 +58,10 @@ class Reading:
         path = printable(self._file.path)
         return tuple(f"{path}:{line}: {text}" for line, text in sorted(self._warnings))
 
-    def part(self, part: type[P]) -> P:
-        """The settings of one part; what is wrong or not given has its default."""
-        values = {name: self._value(setting) for name, setting in part.fields()}
-        return dataclasses.replace(part(), **values)
+    def part(self, part: type[P], **known: Any) -> P:
+        """The settings of one part, C{known} ones aside; what is wrong or missing has a default."""
+        values = {name: self._value(each) for name, each in part.fields() if name not in known}
+        return dataclasses.replace(part(), **values, **known)
 
     def listen(self) -> ListenSettings:
         """The part whose addresses are united from several keys."""
@@ -75,15 +74,15 @@ class Reading:
                     break
             else:
                 taken.append((listener, entry))
-        part = self.part(ListenSettings)
         listeners = tuple(listener for listener, _ in taken) or ListenSettings().listeners
+        part = self.part(ListenSettings, listeners=listeners)
         if any(each.proxy for each in listeners) and not part.proxy_from:
             self._refuse(
                 self.entries["listen"],
                 "nobody may tell the addresses of clients",
                 "proxy, where ProxyFrom says who the proxies are",
             )
-        return dataclasses.replace(part, listeners=listeners)
+        return part
 
     def tls(self, listen: ListenSettings) -> TlsSettings:
         """The part that has to fit C{listen}, and itself."""
@@ -212,9 +211,11 @@ class Reading:
 
     def _look_at_sections(self) -> None:
         for line, name in self._file.sections:
-            near = None if name.lower() in _OUR_SECTIONS else _nearest(name, SECTIONS, 0.75)
+            near = None if name.lower() in _OUR_SECTIONS else _nearest(name, SECTIONS, 0.8)
             if near is not None:
-                self._warn(line, f"[{shortened(name)}]: did you mean [{near}]?")
+                text = f"unknown section [{shortened(name)}]; did you mean [{near}]?"
+                text += " One of the application's needs a name less like it"
+                self._file.refuse(text, line)
 
     def _refuse(
         self, entry: Entry, problem: str, allowed: str, setting: Setting[Any] | None = None

@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 import ccserver
 from ccserver.commands import listing, main, reporting, tables
 from ccserver.process import operations, selection
+from ccserver.process.workers import WorkerState
 from tests.commands.servers import CommandCase
 
 WORKER = {
@@ -29,7 +30,15 @@ WORKER = {
     "pool_queue": 2,
     "pool_threads": 20,
     "memory": 47 << 20,
+    "lag_ms": 0,
+    "overloaded": False,
     "restarts": 1,
+}
+CERTIFICATE = {
+    "path": "/srv/game.pem",
+    "listening": ["[::]:5678"],
+    "not_after": "2027-01-02T03:04:05Z",
+    "days_left": 29.5,
 }
 STATUS = {
     "version": "0.1.0",
@@ -40,8 +49,10 @@ STATUS = {
     "generation": 3,
     "uptime": 93784,
     "compiled": True,
+    "checksum": "isal",
     "listening": ["0.0.0.0:5678", "[::]:5678"],
     "workers": [WORKER, {**WORKER, "slot": 1, "pid": 102, "connections": 7, "restarts": 0}],
+    "certificates": [CERTIFICATE, {**CERTIFICATE, "path": "/srv/b.pem", "days_left": -0.1}],
     "handed_over": 12,
     "left": {"tls": 3},
     "refused": {},
@@ -73,7 +84,7 @@ class StatusTests(CommandCase):
             self.output("status"),
             """\
 ccserver 0.1.0, pid 100: reloading, up 1d02h
-configuration /srv/etc/ccserver.conf, generation 3, with compiled part
+configuration /srv/etc/ccserver.conf, generation 3, with compiled part, checksum by isal
 listening on 0.0.0.0:5678, [::]:5678
 handing over: 120 of 2000 connections
 last reload: failed, 12s ago: no such file
@@ -82,6 +93,10 @@ worker  pid  state  generation  connections  packets/s  lanes  pool  memory  res
      0  101  ready           3         1000       1234      5  2/20  47 MiB         1  1h02m
      1  102  ready           3            7       1234      5  2/20  47 MiB         0  1h02m
  total                                 1007       2469     10     4  94 MiB         1
+
+certificate    listening  not after             days left
+/srv/game.pem  [::]:5678  2027-01-02T03:04:05Z       29.5
+/srv/b.pem     [::]:5678  2027-01-02T03:04:05Z    expired
 
 handed over: 12 connections
 not handed over: tls 3
@@ -117,6 +132,7 @@ closed connections: client_closed 55, idle 2
             **dict.fromkeys(STATUS, bad),
             "workers": [worker, worker],
             "listening": [bad],
+            "certificates": [dict.fromkeys(CERTIFICATE, bad), {"listening": [bad]}],
             "left": {bad: bad},
             "last_reload": {"result": bad, "reason": bad, "ago": bad},
         }
@@ -241,6 +257,7 @@ class DocumentTests(SynchronousTestCase):
         status, connections = blocks
         self.assertEqual(set(status), set(STATUS))
         self.assertEqual(set(status["workers"][0]), set(WORKER))
+        self.assertEqual(set(status["certificates"][0]), set(CERTIFICATE))
         self.assertEqual(set(connections["connections"][0]), set(CONNECTION))
 
     def test_its_table_has_the_columns_that_are_shown(self):
@@ -251,8 +268,15 @@ class DocumentTests(SynchronousTestCase):
         talking = set(main.commands) - {"call", "check", "start", "version", "log"}
         for name in [*talking, "log level"]:
             self.assertRegex(self.text, rf"\n\| `{name}[ `]")
+        protocol = self.text.partition("## The protocol of the control socket")[2]
         for name in operations.COMMANDS:
-            self.assertIn(f"`{name}`", self.text)
+            self.assertRegex(protocol, rf"(?m)^\|.*`{name}`.*\|$")
+
+    def test_it_has_every_state_of_a_worker_and_each_has_its_colour(self):
+        states = {"overloaded", "waiting", *(state.value for state in WorkerState)}
+        for state in states:
+            self.assertIn(f"\n| `{state}` | ", self.text)
+        self.assertEqual(set(tables.STYLES), states)
 
 
 class CellTests(SynchronousTestCase):
