@@ -103,9 +103,9 @@ def makeService(options: Options) -> IService:
     sys.excepthook = _say_plainly
     # before the environment of the workers is made: theirs is without what is for us alone
     host = Host(Systemd(os.environ), PidFile(options.parent), options.owner)
-    if config.process.workers == 0:
-        return SingleProcess(reactor, config, observer, host)
     predecessor = Predecessor.found(os.environ)
+    if config.process.workers == 0 and predecessor is None:  # a master can say that it cannot
+        return SingleProcess(reactor, config, observer, host)
     environment = worker_environment()
     return Master(reactor, config, observer, host, options.foreground, environment, predecessor)
 

@@ -12,7 +12,8 @@ from twisted.python.failure import Failure
 from ccserver.config import Config
 from ccserver.core.balance import Move, plan
 from ccserver.errors import OperationFailed, StartError
-from ccserver.process.fleet import Fleet
+from ccserver.process.descriptors import room
+from ccserver.process.fleet import STOPPING, Fleet
 from ccserver.process.logs import LEVELS, LineObserver, ProcessLogger
 from ccserver.process.moment import Moment
 from ccserver.process.operations import Progress
@@ -78,7 +79,7 @@ class Administration:
         self._succession = succession
         self._server = server
         self._systemd = systemd
-        self._stopping = False
+        self._closed = ""  # why nothing is begun any more
         self._turn = DeferredLock()
         self._waiting: _Shared | None = None
         self._reloaded: tuple[float, str | None] | None = None  # when, and why not
@@ -89,19 +90,26 @@ class Administration:
         """Whether an operation is going on."""
         return bool(self.doing)
 
+    @property
+    def _state(self) -> str:
+        if self._closed:
+            return "stopping"
+        return _STATES.get(self.doing, "serving" if self._fleet.places else "paused")
+
     def begin_stop(self) -> None:
-        """From now on the server stops: nothing else is begun."""
-        self._stopping = True
+        """From now on the server stops: nothing else is begun, and no new master takes over."""
+        self._closed = self._closed or STOPPING
+        self._succession.stop()
 
     def status(self) -> Deferred[Result]:
         now = self._reactor.seconds()
         left = sum(each.connections for each in self._fleet.workers)
-        step = f"{left} connections left" if self._stopping else self._step
+        step = f"{left} connections left" if self._closed else self._step
         when, why = self._reloaded or (0.0, None)
         return succeed(
             {
                 **fleet_status(self._fleet, now),
-                "state": "stopping" if self._stopping else _STATES.get(self.doing, "serving"),
+                "state": self._state,
                 "doing": step,
                 "uptime": round(now - self._started, 1),
                 "last_reload": {
@@ -114,7 +122,7 @@ class Administration:
 
     def connections(self, filter: ConnectionFilter, sort: str, limit: int) -> Deferred[Result]:
         async def gather() -> Result:
-            workers = list(self._fleet.workers)
+            workers = [each for each in self._fleet.workers if not each.silent]
             listed = await gatherResults([each.connection_rows() for each in workers])
             rows = [
                 {**row, "worker": worker.slot, "pid": worker.pid}
@@ -126,7 +134,7 @@ class Administration:
         return Deferred.fromCoroutine(gather())
 
     def kick(self, id: int) -> Deferred[bool]:
-        asked = gatherResults([each.kick(id) for each in self._fleet.workers])
+        asked = gatherResults([each.kick(id) for each in self._fleet.workers if not each.silent])
         return asked.addCallback(any)
 
     def reload(self, progress: Progress) -> Deferred[Result]:
@@ -142,9 +150,14 @@ class Administration:
 
     def upgrade(self, progress: Progress) -> Deferred[Result]:
         async def upgrade(progress: Progress) -> Result:
-            result = await self._succession.upgrade(self._fleet, progress)
-            self._server.stop_later(True)
-            return result
+            try:
+                return await self._succession.upgrade(self._fleet, progress)
+            finally:
+                heir = self._succession.heir
+                if heir is not None:  # whatever became of the connections
+                    self._closed = self._closed or f"process {heir} is the master now: ask it"
+                    self.begin_stop()
+                    self._server.stop_later(True)
 
         return self._in_turn("upgrade", upgrade, progress)
 
@@ -200,6 +213,7 @@ class Administration:
         self._server.open_log_anew()
 
     def stop(self, graceful: bool) -> Deferred[None]:
+        self.begin_stop()
         self._server.stop_later(graceful)
         return succeed(None)
 
@@ -243,6 +257,14 @@ class Administration:
         fleet = self._fleet
         had = len(fleet.places)
         config = replace(fleet.config, process=replace(fleet.config.process, workers=count))
+        connections = sum(each.connections for each in fleet.serving)
+        warnings = []
+        if connections > count * room(config):
+            warnings.append(
+                f"{connections} connections are too many for the file descriptors of {count} "
+                "workers: those that find no room are closed within ShutdownTimeout"
+            )
+            self.log.warn("{note}", note=warnings[0])  # "warning" is Twisted's
         try:
             listening = fleet.listening.follow(
                 config.listen.addresses, count, config.listen.backlog
@@ -258,11 +280,16 @@ class Administration:
         handed = await fleet.commit(fresh, count, listening, progress)
         if count > had:
             handed = await fleet.move(plan(self._counts()), progress)
-        return {"workers": count, "handed_over": handed.moved, "left": handed.left}
+        return {
+            "workers": count,
+            "handed_over": handed.moved,
+            "left": handed.left,
+            "warnings": warnings,
+        }
 
     def _counts(self) -> dict[int, int]:
         """How many connections each worker that serves has, by its last beat."""
-        return {each.slot: each.connections for each in self._fleet.serving}
+        return {each.slot: each.connections for each in self._fleet.awake}
 
     async def _move(self, moves: list[Move], progress: Progress) -> Result:
         handed = await self._fleet.move(moves, progress)
@@ -282,8 +309,8 @@ class Administration:
 
         async def run() -> Result:
             async with self._turn:
-                if self._stopping:
-                    raise OperationFailed("the server is stopping")
+                if self._closed:
+                    raise OperationFailed(self._closed)
                 self.doing = name
                 began = self._reactor.seconds()
                 try:
@@ -294,7 +321,7 @@ class Administration:
 
         def done(result: Result) -> Result:
             told = ", ".join(f"{key} {value}" for key, value in result.items() if value)
-            self.log.notice("{name} done: {told}", name=name, told=told)
+            self.log.notice("{name} done{told}", name=name, told=told and f": {told}")
             return result
 
         def failed(failure: Failure) -> Failure:

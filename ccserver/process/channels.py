@@ -7,8 +7,11 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
+from ccserver.process.logs import ProcessLogger
 from ccserver.process.moment import Moment
 from ccserver.process.workers import Handed, WorkerOfMaster
+
+log = ProcessLogger()
 
 
 class Target(Protocol):
@@ -23,9 +26,13 @@ class Target(Protocol):
 async def hand_over(source: WorkerOfMaster, target: Target, count: int) -> Handed | None:
     """Let C{source} hand C{count} of its connections, or L{link.ALL}, over to C{target}.
 
-    @return: None: C{target} takes none, and none was tried.
+    @return: None: C{target} takes none, or there can be no channel to it: none was tried.
     """
-    ours, theirs = socket.socketpair()
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        log.error("no connections handed over: {error}", error=error)
+        return None
     with ours, theirs:
         if not await target.take(theirs):
             return None

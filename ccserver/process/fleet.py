@@ -1,30 +1,31 @@
 """The fleet: which worker serves which slot, and how another takes its place.
 
-Nothing here decides when: the master does. A worker that leaves hands its connections over first.
+Nothing here decides when: the master does. A worker that leaves hands its connections over first
+(L{Transfers}), and is killed if it does not go then (L{Ending}).
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from ccserver.config import Config
-from ccserver.core.supervision import Slot
 from ccserver.errors import OperationFailed, StartError
-from ccserver.process import link, worker
-from ccserver.process.channels import Target, hand_over
+from ccserver.process import worker
+from ccserver.process.channels import Target
+from ccserver.process.ending import Ending
 from ccserver.process.listening import STEER_GRACE, Listening
 from ccserver.process.logs import ProcessLogger
 from ccserver.process.operations import Progress
-from ccserver.process.serving import HOOK_TIMEOUT
+from ccserver.process.places import Place
 from ccserver.process.stacks import STACKS_SIGNAL
+from ccserver.process.transfers import Leaver, Transfers
 from ccserver.process.workers import (
     Ended,
     Handed,
@@ -34,27 +35,13 @@ from ccserver.process.workers import (
     WorkerState,
 )
 
-KILL_GRACE = 1.0
-"""Seconds that a worker gets beyond the time it has to stop, and that its stop hooks have where
-it stops gracefully, before it is killed."""
-
-SILENCE = 1.5
-"""Seconds without a beat, behind the time it has to stop, after which a worker is taken for
-blocked: it beats once a second while it runs its stop hooks."""
-
 STACKS_GRACE = 0.5
 """Seconds that a blocked worker has to write down its stacks, before it is killed."""
 
 STOPPING = "the server is stopping"
 
-PROGRESS_INTERVAL = 0.5
-"""Seconds between two lines of progress."""
-
 LOOK_AGAIN = 0.1
 """Seconds between two looks for somebody who serves, while there is nobody."""
-
-RETRIES = 3
-"""How often connections are offered to another worker when the one they were to go to is gone."""
 
 
 class Owner(Protocol):
@@ -73,28 +60,6 @@ class Owner(Protocol):
         """A worker cannot start, and no worker of its slot ever could."""
 
 
-class Place:
-    """A slot and who works in it.
-
-    @ivar slot: its state.
-    @ivar worker: who works in it, or is being started to; None while there is nobody.
-    @ivar respawn: when the next one is started, if there is nobody.
-    @ivar lender: who accepts from its sockets meanwhile.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.slot = Slot(number)
-        self.worker: WorkerOfMaster | None = None
-        self.respawn: IDelayedCall | None = None
-        self.lender: WorkerOfMaster | None = None
-
-    def keep_empty(self) -> None:
-        """Start nobody any more."""
-        if self.respawn is not None and self.respawn.active():
-            self.respawn.cancel()
-        self.respawn = None
-
-
 class Fleet:
     """The workers of a server by slot, and those on their way in or out.
 
@@ -103,8 +68,7 @@ class Fleet:
     @ivar generation: counts the reloads.
     @ivar places: the slots, by number.
     @ivar workers: every worker process there is.
-    @ivar handed_over: connections that went from one worker to another.
-    @ivar left: connections that could not, by reason.
+    @ivar transfers: of connections, from one worker to another.
     @ivar log_level: what workers log, until the next reload.
     """
 
@@ -123,23 +87,26 @@ class Fleet:
         self.listening = listening
         self.generation = generation
         self.places: list[Place] = []
+        self._departed: list[Place] = []
         self.workers: set[WorkerOfMaster] = set()
-        self.handed_over = 0
-        self.left: Counter[str] = Counter()
         self.log_level = config.log.level
         self._reactor = reactor
         self._owner = owner
         self._spawner = spawner
-        self._stopping = False
-        self._all_gone: Deferred[None] | None = None
-        self._kill: IDelayedCall | None = None
-        self._silent: IDelayedCall | None = None
+        self._stacks_at = -inf  # when the last worker was asked for its stacks
+        self._ending = Ending(reactor, self.workers)
+        self.transfers = Transfers(reactor, self._retire)
 
     @property
     def serving(self) -> list[WorkerOfMaster]:
         """The workers that serve, by slot."""
         workers = [place.worker for place in self.places]
         return [each for each in workers if each is not None and each.state is WorkerState.READY]
+
+    @property
+    def awake(self) -> list[WorkerOfMaster]:
+        """Those of them that give signs of life, by slot."""
+        return [each for each in self.serving if not each.silent]
 
     @property
     def was_ready(self) -> bool:
@@ -155,7 +122,7 @@ class Fleet:
         """Start a worker in each slot, which serves as soon as it can."""
         self.places = [Place(number) for number in range(self.config.process.workers)]
         for place in self.places:
-            if not self._stopping:
+            if not self._ending.begun:
                 self._fill(place)
 
     async def prepare(
@@ -165,28 +132,28 @@ class Fleet:
 
         @raise OperationFailed: one of them cannot; none is left.
         """
+        if self._ending.begun:
+            raise OperationFailed(STOPPING)
         started = [self._new(number, generation, config, listening) for number in numbers]
         timeout = config.process.ready_timeout
         try:
             await self._loaded(started, timeout)
             for each in started:
                 if each.gone.over:
-                    raise NotReady(f"{each}, ended as soon as it was ready", None)
+                    raise NotReady(f"{each}, ended as soon as it was ready")
             listening.listen()
         except BaseException as error:
             for each in started:
                 each.state = WorkerState.STOPPING
                 each.kill()
             await gatherResults([each.gone.wait() for each in started])
-            if self._stopping:
+            if self._ending.begun:
                 raise OperationFailed(STOPPING) from error
             if isinstance(error, StartError):
                 raise OperationFailed(str(error)) from error
             if isinstance(error, DeferredTimeout):
                 raise OperationFailed(f"a new worker was not ready within {timeout:g} s") from None
             raise
-        if self._stopping:
-            raise OperationFailed(STOPPING)
         return started
 
     async def commit(
@@ -206,55 +173,82 @@ class Fleet:
         if shrinks:
             old.steer(count)  # nobody comes any more to the sockets that go
             await deferLater(self._reactor, STEER_GRACE, lambda: None)
-            if self._stopping:
+            if self._ending.begun:
                 raise OperationFailed(STOPPING)
         self.listening = listening
         if listening is not old:
             old.release(listening)
-        leaving: list[tuple[WorkerOfMaster, Sequence[Target]]] = []
+        leavers: list[Leaver] = []
         same = count == len(self.places)
         while len(self.places) < count:
             self.places.append(Place(len(self.places)))
         for process in fresh:
             place = self.places[process.slot]
             if place.worker is not None:
-                leaving.append((place.worker, [process] if same else []))
+                leavers.append(Leaver(place.worker, [process] if same else []))
             self._install(place, process)
-        leaving.extend((each, []) for each in self._close(count))
+        leavers.extend(Leaver(each, []) for each in self._close(count))
         for process in fresh:
             place = self.places[process.slot]
             self._serve(place, process)
             if process.gone.over and place.worker is process:  # it has ended since it was ready
                 place.worker = None
-                self._vacant(place, None, str(process))
-        targets = self.serving
-        handed = await self._leave([(each, to or targets) for each, to in leaving], progress)
-        if shrinks:
-            listening.unsteer()
-        return handed
+                self._vacant(place, process, str(process))
+        targets = self.awake
+        try:
+            return await self.transfers.leave(
+                [Leaver(each, to or targets) for each, to in leavers], self.any_serving, progress
+            )
+        finally:
+            if shrinks:
+                listening.unsteer()
 
     async def depart(self, targets: Sequence[Target], progress: Progress) -> Handed:
         """Let all workers hand their connections over to C{targets}, and leave.
 
-        With as many targets as slots, slot by slot; without any, they end what they have.
+        With as many targets as slots, slot by slot; without any, they end what they have. If all
+        targets are gone, what is left goes to those who serve after L{resume}.
         """
+
+        async def remaining() -> Sequence[Target]:
+            return [each for each in targets if not each.gone.over] or await self.any_serving()
+
+        self._departed = list(self.places)
         same = len(targets) == len(self.places)
-        leaving = [(each, [targets[each.slot]] if same else targets) for each in self._close(0)]
-        return await self._leave(leaving, progress)
+        leavers = [
+            Leaver(each, [targets[each.slot]] if same else targets) for each in self._close(0)
+        ]
+        return await self.transfers.leave(leavers, remaining, progress)
+
+    def resume(self, spawned: int) -> None:
+        """Start workers in the slots that L{depart} has left: nobody else serves there any more.
+
+        @param spawned: how many workers there may have been meanwhile, elsewhere too.
+        """
+        self._spawner.spawned = spawned
+        self.listening.unsteer()  # whoever served may have had fewer slots
+        self.places, self._departed = self._departed, []
+        for place in self.places:
+            self._fill(place)
 
     async def move(self, moves: Iterable[tuple[int, int, int]], progress: Progress) -> Handed:
         """Hand connections over between workers that serve: (source slot, target slot, count)."""
-        by_slot = {each.slot: each for each in self.serving}
-        moved, left = 0, Counter[str]()
-        for source, target, count in moves:
-            if source in by_slot and target in by_slot:
-                progress(f"handing {count} connections over, {source} to {target}")
-                handed = await hand_over(by_slot[source], by_slot[target], count)
-                handed = handed or Handed(0, {"channel": count})
-                moved += handed.moved
-                left.update(handed.left)
-        self._note(moved, left)
-        return Handed(moved, dict(left))
+        by_slot = {each.slot: each for each in self.awake}
+        pairs = [
+            (by_slot[source], by_slot[target], count)
+            for source, target, count in moves
+            if source in by_slot and target in by_slot
+        ]
+        return await self.transfers.move(pairs, progress)
+
+    async def any_serving(self) -> list[WorkerOfMaster]:
+        """Who serves, as soon as somebody does; nobody, if that takes too long."""
+        end = self._reactor.seconds() + self.config.process.ready_timeout
+        while True:
+            found = [each for each in self.awake if each.linked]
+            if found or not self.places or self._ending.begun or self._reactor.seconds() >= end:
+                return found
+            await deferLater(self._reactor, LOOK_AGAIN, lambda: None)
 
     def replace_blocked(self, process: WorkerOfMaster, silence: float) -> None:
         """Have the stacks of a worker without a sign of life logged, and replace it."""
@@ -265,9 +259,12 @@ class Fleet:
             seconds=silence,
         )
         process.state = WorkerState.BLOCKED
-        process.send_signal(STACKS_SIGNAL)
-        kill = self._reactor.callLater(STACKS_GRACE, process.kill)
-        process.gone.wait().addCallback(lambda reason: kill.active() and kill.cancel())
+        # one after the other: they write into one file, letter by letter
+        now = self._reactor.seconds()
+        self._stacks_at = max(now, self._stacks_at + STACKS_GRACE)
+        wait = self._stacks_at - now
+        self._while_there(process, wait, lambda: process.send_signal(STACKS_SIGNAL))
+        self._while_there(process, wait + STACKS_GRACE, process.kill)
         for place in self.places:
             if place.lender is process:
                 place.lender = None
@@ -275,27 +272,41 @@ class Fleet:
             if place.worker is process:
                 place.worker = None
                 self._lend(place)
-                self._vacant(place, None, f"{process} is blocked")
+                self._vacant(place, process, f"{process} is blocked")
+
+    def relieve(self, process: WorkerOfMaster, others: list[WorkerOfMaster]) -> None:
+        """Let one of C{others} accept from the sockets of C{process} as well."""
+        for place in self.places:
+            if place.worker is process and place.lender not in others:
+                place.lend(self.listening, others)
+
+    def end_relief(self, process: WorkerOfMaster) -> None:
+        """Let nobody else accept from the sockets of C{process}."""
+        for place in self.places:
+            if place.worker is process:
+                place.end_lending()
 
     def stop(self, graceful: bool) -> Deferred[None]:
         """Let all workers stop; fires when they are gone.
 
         @param graceful: what they have received is answered first, within C{ShutdownTimeout}.
         """
-        self._stopping = True
         for place in self.places:
             place.keep_empty()
             place.slot.stopping()
-        gone: Deferred[None] = Deferred()
-        self._all_gone = gone
-        self._stop_workers(graceful)
-        self._look_for_end()
-        return gone
+        timeout = self.config.process.shutdown_timeout if graceful else 0.0
+        return self._ending.stop(graceful, timeout)
 
     def hasten(self) -> None:
         """A graceful stop is under way: let all workers stop at once."""
-        if self.workers:
-            self._stop_workers(False)
+        self._ending.hasten()
+
+    def _while_there(
+        self, process: WorkerOfMaster, seconds: float, act: Callable[[], object]
+    ) -> None:
+        """Do C{act} in C{seconds}, unless the process is gone by then."""
+        call = self._reactor.callLater(seconds, act)
+        process.gone.wait().addCallback(lambda gone: call.active() and call.cancel())
 
     def _new(
         self, number: int, generation: int, config: Config, listening: Listening
@@ -347,14 +358,14 @@ class Fleet:
         place.slot.replaced()
 
     def _serve(self, place: Place, process: WorkerOfMaster) -> None:
-        if place.worker is not process or self._stopping:
+        if place.worker is not process or self._ending.begun:
             return
         first = not place.slot.was_ready
         place.slot.ready(self._reactor.seconds())
         if process.gone.over:
             return
         process.serve()
-        self._end_lending(place)
+        place.end_lending()
         self._owner.worker_ready(process, first)
 
     def _close(self, count: int) -> list[WorkerOfMaster]:
@@ -363,128 +374,23 @@ class Fleet:
         for place in removed:
             place.keep_empty()
             place.slot.stopping()
-            self._end_lending(place)
+            place.end_lending()
         return [place.worker for place in removed if place.worker is not None]
 
-    async def _leave(
-        self, leaving: list[tuple[WorkerOfMaster, Sequence[Target]]], progress: Progress
-    ) -> Handed:
-        """Let workers hand their connections over, each to its targets, and stop."""
-        if not leaving:
-            return Handed(0, {})
-        sources = [source for source, _ in leaving]
-
-        def tell() -> None:
-            left = sum(source.connections for source in sources if not source.gone.over)
-            progress(f"handing over: {left} connections left")
-
-        telling = LoopingCall(tell)
-        telling.clock = self._reactor
-        telling.start(PROGRESS_INTERVAL, now=True)
-        try:
-            handed = await gatherResults(
-                [Deferred.fromCoroutine(self._leave_one(*each)) for each in leaving]
-            )
-        finally:
-            telling.stop()
-        moved, left = 0, Counter[str]()
-        for each in handed:
-            moved += each.moved
-            left.update(each.left)
-        self._note(moved, left)
-        return Handed(moved, dict(left))
-
-    async def _leave_one(self, source: WorkerOfMaster, targets: Sequence[Target]) -> Handed:
-        count = await source.stop_accepting()
-        moved, left = 0, Counter[str]()
-        waiting = list(targets)
-        for _ in range(len(waiting) + RETRIES):
-            if not count or not source.linked:
-                break
-            waiting = [each for each in waiting if not each.gone.over] or await self._any_serving()
-            if not waiting:
-                break
-            target = waiting.pop(0)
-            share = -(-count // (len(waiting) + 1)) if waiting else link.ALL
-            handed = await hand_over(source, target, share)
-            if handed is None:
-                continue
-            moved += handed.moved
-            untried = handed.left.pop("channel", 0)  # the target has gone, or has no room
-            left.update(handed.left)
-            count = untried if share == link.ALL else count - handed.moved
-        if count and targets and source.linked:
-            left["channel"] += count
-        if not source.gone.over:
-            self._retire(source)
-        return Handed(moved, dict(left))
-
     def _retire(self, process: WorkerOfMaster) -> None:
-        """Let a worker end what it has, and go; it is killed if it does not."""
-        timeout = self.config.process.shutdown_timeout
-        if not self._stopping:
-            process.stop(True, timeout)
-        end = timeout + HOOK_TIMEOUT + KILL_GRACE
-        kill = self._reactor.callLater(end, self._kill_one, process)
-        process.gone.wait().addCallback(lambda reason: kill.active() and kill.cancel())
-
-    async def _any_serving(self) -> list[Target]:
-        """Who serves, as soon as somebody does; nobody, if that takes too long."""
-        end = self._reactor.seconds() + self.config.process.ready_timeout
-        while True:
-            found: list[Target] = [each for each in self.serving if each.linked]
-            if found or not self.places or self._stopping or self._reactor.seconds() >= end:
-                return found
-            await deferLater(self._reactor, LOOK_AGAIN, lambda: None)
-
-    def _note(self, moved: int, left: Counter[str]) -> None:
-        self.handed_over += moved
-        self.left.update(left)
-        if left:
-            self.log.notice(
-                "{moved} connections handed over, not: {left}",
-                moved=moved,
-                left=", ".join(f"{count} {reason}" for reason, count in sorted(left.items())),
-            )
+        """Let a worker that leaves end what it has left, and go."""
+        self._ending.retire(process, self.config.process.shutdown_timeout)
 
     def _lend(self, place: Place) -> None:
         """Let somebody else accept from the sockets of C{place}."""
-        others = [each for each in self.serving if each is not place.worker]
-        if others:
-            self._lend_to(place, others)
-
-    def relieve(self, process: WorkerOfMaster, others: list[WorkerOfMaster]) -> None:
-        """Let one of C{others} accept from the sockets of C{process} as well."""
-        for place in self.places:
-            if place.worker is process and place.lender not in others:
-                self._end_lending(place)
-                self._lend_to(place, others)
-
-    def end_relief(self, process: WorkerOfMaster) -> None:
-        """Let nobody else accept from the sockets of C{process}."""
-        for place in self.places:
-            if place.worker is process:
-                self._end_lending(place)
-
-    def _lend_to(self, place: Place, others: list[WorkerOfMaster]) -> None:
-        self._end_lending(place)
-        place.lender = min(others, key=lambda each: each.connections)
-        number = place.slot.number
-        for address, listening in zip(
-            self.listening.addresses, self.listening.of_slot(number), strict=True
-        ):
-            place.lender.lend(number, str(address), listening)
-
-    def _end_lending(self, place: Place) -> None:
-        if place.lender is not None:
-            place.lender.give_back(place.slot.number)
-            place.lender = None
+        place.lend(self.listening, [each for each in self.awake if each is not place.worker])
 
     def _ended(self, process: WorkerOfMaster, ended: Ended) -> None:
         """A worker process is gone."""
         self.workers.discard(process)
         self._owner.worker_gone(process)
-        expected = process.state is WorkerState.STOPPING
+        told = process.exit_status is not None  # of what, is told by who waits for it
+        expected = told or process.state is WorkerState.STOPPING
         report = self.log.notice if expected else self.log.alert
         report("{worker}, {how}", worker=process, how=ended.how)
         for place in self.places:
@@ -493,58 +399,21 @@ class Fleet:
             if place.worker is process:
                 place.worker = None
                 why = process.reason or f"worker process {process.slot} {ended.how}"
-                self._vacant(place, ended.status, why)
-        self._look_for_end()
+                self._vacant(place, process, why)
+        self._ending.look()
 
-    def _vacant(self, place: Place, status: int | None, reason: str) -> None:
-        """A slot has no worker any more, or could not get one: what now?"""
+    def _vacant(self, place: Place, process: WorkerOfMaster, reason: str) -> None:
+        """A slot has no worker any more, or could not get C{process}: what now?"""
         delay = place.slot.exited(self._reactor.seconds())
-        if self._stopping or delay is None:
+        if self._ending.begun or delay is None:
             return
         if not place.slot.was_ready:
-            known = status == worker.EXIT_APP
-            self._owner.cannot_start(
-                worker.EXIT_APP if known else worker.EXIT_START, f"cannot start: {reason}"
-            )
+            status = process.exit_status or worker.EXIT_START
+            self._owner.cannot_start(status, f"cannot start: {reason}")
             return
+        if process.exit_status is not None:
+            self.log.alert("{worker}, cannot start: {reason}", worker=process, reason=reason)
         place.respawn = self._reactor.callLater(delay, self._fill, place)
-
-    def _stop_workers(self, graceful: bool) -> None:
-        timeout = self.config.process.shutdown_timeout if graceful else 0.0
-        for process in list(self.workers):
-            process.stop(graceful, timeout)
-        patience = timeout + HOOK_TIMEOUT + KILL_GRACE if graceful else KILL_GRACE
-        end = self._reactor.seconds() + patience
-        if self._kill is not None and self._kill.active():
-            if self._kill.getTime() <= end:
-                return  # signals that keep coming do not put it off
-            self._kill.cancel()
-        self._kill = self._reactor.callLater(patience, self._kill_workers)
-        if graceful:
-            self._silent = self._reactor.callLater(timeout + KILL_GRACE, self._kill_silent)
-
-    def _kill_silent(self) -> None:
-        """Kill who runs no stop hooks, for his reactor is blocked."""
-        for process in list(self.workers):
-            if process.silence > SILENCE:
-                self._kill_one(process)
-        self._silent = self._reactor.callLater(LOOK_AGAIN, self._kill_silent)
-
-    def _kill_workers(self) -> None:
-        for process in list(self.workers):
-            self._kill_one(process)
-
-    def _kill_one(self, process: WorkerOfMaster) -> None:
-        self.log.alert("{worker}, does not stop: killed", worker=process)
-        process.kill()
-
-    def _look_for_end(self) -> None:
-        if self._all_gone is not None and not self.workers:
-            for call in (self._kill, self._silent):
-                if call is not None and call.active():
-                    call.cancel()
-            gone, self._all_gone = self._all_gone, None
-            gone.callback(None)
 
 
 def _first_error(failure: Failure) -> Failure:

@@ -21,11 +21,61 @@ ALL = -1
 """The C{count} of L{Give} that means every connection."""
 
 
+class NoDescriptor(Exception):
+    """What goes with a command found no free descriptor there: the command was not carried out."""
+
+    code = b"NO_DESCRIPTOR"
+
+
+MAY_LACK_DESCRIPTOR: dict[type[Exception], bytes] = {NoDescriptor: NoDescriptor.code}
+"""The errors of commands with a descriptor."""
+
+
+class Passed(amp.Argument):
+    """A descriptor that goes with a command, known by what it is open on.
+
+    AMP's own counts those that come: one that a process could not have for want of a free
+    descriptor would be the next one, or a fault that ends the link.
+    """
+
+    def __init__(self) -> None:
+        amp.Argument.__init__(self)
+
+    def toStringProto(self, inObject: int, proto: Any) -> bytes:
+        proto.transport.sendFileDescriptor(inObject)
+        return _identity(inObject)
+
+    def fromStringProto(self, inString: bytes, proto: Any) -> int:
+        descriptor: int = proto.passed(inString)
+        return descriptor
+
+
 class Line(amp.AMP):
     """One end of a link: AMP that does not log that it comes and goes."""
 
     def __init__(self) -> None:
         amp.AMP.__init__(self)
+        self._passed: dict[bytes, list[int]] = {}  # those that have come, by what they are
+
+    def fileDescriptorReceived(self, descriptor: int) -> None:
+        self._passed.setdefault(_identity(descriptor), []).append(descriptor)
+
+    def passed(self, identity: bytes) -> int:
+        """The descriptor that came with a command.
+
+        @raise amp.RemoteAmpError: it did not come; the other side gets L{NoDescriptor}.
+        """
+        found = self._passed.get(identity)
+        if not found:
+            self.lacks_descriptor()
+            raise amp.RemoteAmpError(NoDescriptor.code, "no file descriptor is left")
+        descriptor = found.pop()
+        if not found:
+            del self._passed[identity]
+        return descriptor
+
+    def lacks_descriptor(self) -> None:
+        """One could not come, for this process has too many."""
 
     def makeConnection(self, transport: Any) -> None:
         amp.BinaryBoxProtocol.makeConnection(self, transport)
@@ -33,6 +83,9 @@ class Line(amp.AMP):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.transport = None  # before those who wait for an answer ask whether there is one
         amp.BinaryBoxProtocol.connectionLost(self, reason)
+        for descriptor in [each for found in self._passed.values() for each in found]:
+            os.close(descriptor)
+        self._passed.clear()
 
 
 class Ready(amp.Command):
@@ -65,7 +118,8 @@ class StopAccepting(amp.Command):
 class Take(amp.Command):
     """Master to worker: adopt the connections that come through C{channel}."""
 
-    arguments: ClassVar = [(b"channel", amp.Descriptor())]
+    arguments: ClassVar = [(b"channel", Passed())]
+    errors: ClassVar = MAY_LACK_DESCRIPTOR
 
 
 class Give(amp.Command):
@@ -75,8 +129,9 @@ class Give(amp.Command):
     have not, by reason.
     """
 
-    arguments: ClassVar = [(b"channel", amp.Descriptor()), (b"count", amp.Integer())]
+    arguments: ClassVar = [(b"channel", Passed()), (b"count", amp.Integer())]
     response: ClassVar = [(b"moved", amp.Integer()), (b"left", amp.Unicode())]
+    errors: ClassVar = MAY_LACK_DESCRIPTOR
 
 
 class Lend(amp.Command):
@@ -85,8 +140,9 @@ class Lend(amp.Command):
     arguments: ClassVar = [
         (b"slot", amp.Integer()),
         (b"address", amp.Unicode()),
-        (b"listening", amp.Descriptor()),
+        (b"listening", Passed()),
     ]
+    errors: ClassVar = MAY_LACK_DESCRIPTOR
 
 
 class Return(amp.Command):
@@ -132,7 +188,8 @@ class SetLogLevel(amp.Command):
 class List(amp.Command):
     """Master to worker: write a row for each connection into C{file}, as JSON."""
 
-    arguments: ClassVar = [(b"file", amp.Descriptor())]
+    arguments: ClassVar = [(b"file", Passed())]
+    errors: ClassVar = MAY_LACK_DESCRIPTOR
 
 
 class Kick(amp.Command):
@@ -140,6 +197,12 @@ class Kick(amp.Command):
 
     arguments: ClassVar = [(b"id", amp.Integer())]
     response: ClassVar = [(b"found", amp.Boolean())]
+
+
+def _identity(descriptor: int) -> bytes:
+    """The same for all descriptors of one file or socket, in all processes."""
+    status = os.fstat(descriptor)
+    return f"{status.st_dev}:{status.st_ino}".encode()
 
 
 def memory_file(name: str, value: Any = None) -> int:

@@ -150,11 +150,16 @@ class Listening:
 
         Those that wait in other sockets stay there. Where the kernel can't, they go on as before.
         """
-        self._steer(set(range(count)))
-
-    def avoid(self, slots: Iterable[int]) -> None:
-        """Let all slots but C{slots} get new connections from now on, as L{steer} does."""
-        self._steer(set(range(self.slots)).difference(slots))
+        for address in self.addresses:
+            group = [
+                (slot, listening)
+                for slot, listening in self._of_address(address)
+                if steering.shares_port(listening) and steering.is_listening(listening)
+            ]
+            # slots may share one
+            chosen = {steering.identity(listening) for slot, listening in group if slot < count}
+            if chosen:
+                self._try_to_steer(address, group[0][1], len(chosen))
 
     def unsteer(self) -> None:
         """Let all sockets get new connections again."""
@@ -225,22 +230,9 @@ class Listening:
         )
         return have[slot % len(have)].dup()
 
-    def _steer(self, wanted: set[int]) -> None:
-        for address in self.addresses:
-            places: dict[bytes, int] = {}
-            chosen: set[int] = set()
-            member = None
-            for slot, listening in self._of_address(address):
-                if steering.shares_port(listening) and steering.is_listening(listening):
-                    member = listening
-                    place = places.setdefault(steering.identity(listening), len(places))
-                    chosen |= {place} if slot in wanted else set()
-            if member is not None and chosen:
-                self._try_to_steer(address, member, sorted(chosen))
-
-    def _try_to_steer(self, address: Address, member: socket.socket, places: list[int]) -> None:
+    def _try_to_steer(self, address: Address, member: socket.socket, count: int) -> None:
         try:
-            steering.steer(member, places)
+            steering.steer(member, count)
         except OSError as error:
             if not self._told:
                 self.log.warn("{address} cannot be steered: {why}", address=str(address), why=error)

@@ -16,6 +16,7 @@ from ccserver.errors import OperationFailed, StartError
 from ccserver.process import worker
 from ccserver.process.administration import Administration
 from ccserver.process.control import ControlSocket
+from ccserver.process.descriptors import keep_high_ones
 from ccserver.process.fleet import Fleet
 from ccserver.process.host import Host
 from ccserver.process.logs import LineObserver, ProcessLogger
@@ -73,7 +74,7 @@ class Master(ServerService):
             self._fleet,
             observer,
             os.path.abspath(config.path),
-            Succession(reactor, host, os.getcwd()),
+            Succession(reactor, host, os.getcwd(), config.control.path, self),
             self,
             host.systemd,
         )
@@ -117,10 +118,18 @@ class Master(ServerService):
         self._config = config
 
     def fail(self, status: int, reason: str) -> None:
-        if self._predecessor is not None:
+        if self._predecessor is not None and not self._predecessor.gone.over:
+            self._host.pid_file.disown()  # the old master has its name back now
             told = self._predecessor.refuse(reason)
             self._told = told.addTimeout(REFUSAL_TIMEOUT, self._reactor)
         ServerService.fail(self, status, reason)
+
+    def open_control(self) -> None:
+        """Have the control socket, which belongs to a master that leaves or is gone."""
+        try:
+            self._control.open(take_over=True)
+        except StartError as error:  # serve without it
+            self.log.error("{error}", error=error)
 
     def privilegedStartService(self) -> None:
         """Open the log, the ports and the control socket, which may need root's rights.
@@ -129,6 +138,7 @@ class Master(ServerService):
         """
         if self._predecessor is not None:
             self._host.pid_file.disown()
+        keep_high_ones()
         ServerService.privilegedStartService(self)
         if self._predecessor is None:
             owner = self._host.owner
@@ -154,25 +164,29 @@ class Master(ServerService):
     async def _take_over(self, predecessor: Predecessor) -> None:
         """Become the master in place of C{predecessor}, when all workers can serve."""
         fleet, count = self._fleet, self._slots()
+        has_its_path = self._control.path == predecessor.inheritance.control
         predecessor.attach(self._reactor, self._take)
         predecessor.gone.wait().addCallback(lambda result: self._left_alone())
         try:
+            if count == 0:
+                raise OperationFailed("WorkerProcesses = 0 needs a restart")
             fresh = await fleet.prepare(
                 range(count), fleet.generation, self._config, self._listening
             )
-        except OperationFailed as error:
-            status = getattr(error.__cause__, "status", None)
-            known = status == worker.EXIT_APP
-            self.fail(worker.EXIT_APP if known else worker.EXIT_START, f"cannot start: {error}")
+            if not has_its_path:
+                self._control.open()
+        except (OperationFailed, StartError) as error:
+            if self._stopping:
+                return  # that is why, and it is in the log
+            status = getattr(error.__cause__, "status", worker.EXIT_START)
+            self.fail(status, f"cannot start: {error}")
             return
         if not await predecessor.loaded(count):
             return
         self._is_master = True
         self._host.pid_file.own()
-        try:
-            self._control.open(take_over=True)
-        except StartError as error:  # the old master leaves: serve without it
-            self.log.error("{error}", error=error)
+        if has_its_path:
+            self.open_control()
         if self._listening.surplus:
             self._listening.steer(count)  # its workers accept what waits in the others
         await fleet.commit(fresh, count, self._listening, _nobody)
@@ -182,19 +196,30 @@ class Master(ServerService):
         if self._stopping:
             return
         if not self._is_master:
-            self.fail(worker.EXIT_START, "the old master goes on without us")
+            self.fail(worker.EXIT_START, "the old master has ended, or goes on without us")
         elif self._listening.surplus:
             self._listening.drop_surplus()
             self._listening.unsteer()
 
     def _take(self, slot: int, channel: socket.socket) -> Deferred[bool]:
-        """Let the worker of a slot adopt what comes through C{channel} from the old master."""
-        serving = self._fleet.serving
-        if not serving:
-            return succeed(False)
-        return serving[slot % len(serving)].take(channel)
+        """Let the worker of a slot adopt what comes through C{channel} from the old master.
+
+        While nobody serves, it waits: for who died in the moment of the upgrade, the next comes.
+        """
+
+        async def take() -> bool:
+            serving = await self._fleet.any_serving()
+            return bool(serving) and await serving[slot % len(serving)].take(channel)
+
+        return Deferred.fromCoroutine(take())
+
+    def _ask_to_stop(self) -> None:
+        ServerService._ask_to_stop(self)
+        self._administration.begin_stop()
 
     def _end(self, graceful: bool) -> Deferred[None]:
+        if self._predecessor is not None and self._is_master and not self._failed:
+            self._predecessor.retire()
         self._administration.begin_stop()
         self._upkeep.stop()
         self._orphans.stop()

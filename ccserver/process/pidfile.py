@@ -33,16 +33,19 @@ class PidFile:
     def step_aside(self) -> None:
         """Leave the name to a new master.
 
-        @raise OperationFailed: the file cannot be renamed; nothing has changed.
+        @raise OperationFailed: the file cannot be renamed, or another master has one of its names;
+            nothing has changed.
         """
-        path = self.path
-        if path is None or self._aside is not None:
+        path = self._aside or self.path
+        if path is None:
             return
-        other = _pid_in(path + OLD)
-        if other is not None and other != os.getpid() and _is_server(other):
-            raise OperationFailed(f"the master before this one, pid {other}, has not ended yet")
-        self._rename(path, path + OLD)
-        self._aside = path
+        for name in (path, path + OLD):
+            other = _pid_in(name)
+            if other is not None and other != os.getpid() and _is_server(other):
+                raise OperationFailed(f"{name} is that of process {other}, which has not ended yet")
+        if self._aside is None:  # else it could not come back
+            self._rename(path, path + OLD)
+            self._aside = path
 
     def come_back(self) -> None:
         """Take the name back: the new master has failed.

@@ -1,4 +1,4 @@
-"""Relief: who is full accepts no more connections while others have room, who do it for him."""
+"""Relief: for who is full, or silent, others who have room accept connections."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from ccserver.process.workers import WorkerOfMaster
 
 
 class Relief:
-    """Lets workers that have room accept those connections that the kernel gives to full ones.
+    """Lets workers that have room accept those connections that the kernel gives to others.
 
-    Only when all are full are connections refused.
+    Those are full, or silent, which they are long before they are taken for dead. Only when nobody
+    has room are connections refused.
     """
 
     def __init__(self, fleet: Fleet) -> None:
@@ -19,16 +20,16 @@ class Relief:
         self._told: dict[WorkerOfMaster, bool] = {}
 
     def look(self) -> None:
-        """A worker has said how it is."""
-        workers = [each for each in self._fleet.serving if "full" in each.figures]
+        """A worker has said how it is; maybe others have not."""
+        workers = [each for each in self._fleet.serving if each.silent or "full" in each.figures]
         new = len(self._fleet.places) - len(workers)  # who has said nothing yet has room
-        roomy = [each for each in workers if not each.figures["full"]]
+        roomy = [each for each in workers if not (each.silent or each.figures["full"])]
         for each in workers:
             wait = len(roomy) + new > (each in roomy)  # somebody else has room
-            if self._told.get(each) is not wait:
+            if not each.silent and self._told.get(each) is not wait:
                 self._told[each] = wait
                 each.keep_waiting(wait)
-            if each.figures["full"] and roomy:
+            if roomy and each not in roomy:
                 self._fleet.relieve(each, roomy)
             else:
                 self._fleet.end_relief(each)

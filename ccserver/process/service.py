@@ -18,6 +18,7 @@ from twisted.python.components import Componentized
 
 from ccserver.config import Config
 from ccserver.errors import StartError
+from ccserver.process.descriptors import raise_limit
 from ccserver.process.host import Host
 from ccserver.process.inheritance import inherited
 from ccserver.process.listening import Listening
@@ -79,6 +80,7 @@ class ServerService(Service):
         bridge_stdlib()
         for warning in self._config.warnings:
             self.log.warn("{text}", text=warning)  # "warning" has a meaning of its own in Twisted
+        raise_limit()  # each slot has a socket for each address, and a link
         passed = inherited(self._host.systemd, os.environ, self._listening.addresses)
         self._listening.open(self._slots(), passed)
         if owner is not None:
@@ -102,9 +104,9 @@ class ServerService(Service):
 
     def fail(self, status: int, reason: str) -> None:
         """End the server with an exit status that says why it cannot serve."""
-        self.log.emerg("{reason}", reason=reason)
         if self._failed:
             return  # the first failure decides, and has stopped the reactor
+        self.log.emerg("{reason}", reason=reason)
         self._failed = True
         self._graceful = False
         atexit.register(_exit, status)
@@ -166,14 +168,15 @@ class ServerService(Service):
         elif number == self._stopped_by and self._is_echo():
             pass
         elif self._stopping or self._asked_to_stop:
-            self.log.notice("{name} again: stopping at once", name=number.name)
+            how = "again" if self._stopped_by else "received"
+            self.log.notice("{name} {how}: stopping at once", name=number.name, how=how)
             self._stop_now(False)
         else:
             self.log.notice("{name} received", name=number.name)
             self._graceful = number in GRACEFUL
             self._stopped_at = self._reactor.seconds()
             self._stopped_by = number
-            self._asked_to_stop = True
+            self._ask_to_stop()
             if number is signal.SIGQUIT:
                 self._reactor.stop()
             elif number is signal.SIGINT:
@@ -191,8 +194,12 @@ class ServerService(Service):
             return
         self._graceful = self._graceful and graceful
         if not self._asked_to_stop:
-            self._asked_to_stop = True
+            self._ask_to_stop()
             self._reactor.stop()
+
+    def _ask_to_stop(self) -> None:
+        """The server is to stop; it begins to in a later turn of the reactor."""
+        self._asked_to_stop = True
 
     def _guard(self, action: Callable[[], None]) -> None:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -23,7 +25,7 @@ from ccserver.core.outbox import SendLimits
 from ccserver.core.overload import Load
 from ccserver.core.rates import Rate
 from ccserver.core.session import CloseReason
-from ccserver.errors import StartError
+from ccserver.errors import AppError, ConfigError, StartError
 from ccserver.net.closing import CloseTimeouts
 from ccserver.net.connections import Connection, Connections
 from ccserver.net.dispatch import Dispatch
@@ -134,7 +136,8 @@ class Server:
     async def prepare(self) -> None:
         """Read the certificates, and run the application's start hooks.
 
-        @raise StartError: a certificate cannot be used, or a hook raised.
+        @raise StartError: a certificate cannot be used, or a hook raised, which is its cause then.
+        @raise ConfigError: a hook refuses the configuration.
         """
         if any(listener.tls for listener in self._config.listen.listeners):
             self._certificates.load()
@@ -145,8 +148,9 @@ class Server:
         for hook in self._app.worker_start:
             try:
                 await self._call(hook)
+            except (AppError, ConfigError, StartError):
+                raise  # it says in one line what is wrong
             except Exception as error:
-                self.log.failure("start hook {hook} raised", hook=_name(hook))
                 raise StartError(
                     f"start hook {_name(hook)} raised {type(error).__name__}: {error}"
                 ) from error
@@ -185,6 +189,10 @@ class Server:
             port = self._ports.pop(key)
             self._intake.remove(port)
             port.stopListening()
+
+    def pause_accepting(self) -> None:
+        """Accept nothing until there are file descriptors again, of which none is left."""
+        self._intake.starve(os.strerror(errno.EMFILE))
 
     def factory(self, address: str) -> PacketFactory:
         """What makes the connections to C{address}, whether it is listened on or not."""
@@ -289,8 +297,13 @@ class Server:
         self._givers.add(giver)
         report = await giver.give(given)
         self._givers.discard(giver)
-        if not self._ports and "channel" not in report.left:
-            self._tried.update(each for each in given if each.session.id in self.connections)
+        if not self._ports:
+            again = {"channel", "target"} & report.left.keys()  # for another target
+            self._tried.update(
+                each
+                for each in given
+                if each.session.id in self.connections and not (again and not each.reason_to_stay)
+            )
         return report
 
     def renew_certificates(self) -> str:
@@ -309,6 +322,8 @@ class Server:
         if self._load is not None:
             figures["lag_ms"] = round(1000 * self._load.lag)
             figures["overloaded"] = self._load.overloaded
+        if self._renewal is not None:
+            figures["certificates"] = self._certificates.ends
         return figures
 
     def connection_rows(self) -> list[dict[str, Any]]:

@@ -10,9 +10,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import LoopingCall
 
 from ccserver.config import Config
-from ccserver.errors import AppError, CcserverError, OperationFailed
+from ccserver.errors import CcserverError, OperationFailed
 from ccserver.loading import load_app
-from ccserver.native import native
 from ccserver.process.control import ControlSocket
 from ccserver.process.host import Host
 from ccserver.process.logs import LEVELS, LineObserver, ProcessLogger
@@ -20,8 +19,8 @@ from ccserver.process.operations import Progress
 from ccserver.process.selection import ConnectionFilter, selected
 from ccserver.process.service import ServerService
 from ccserver.process.serving import Server
-from ccserver.process.status import installed_version
-from ccserver.process.worker import EXIT_APP, EXIT_START
+from ccserver.process.status import server_status
+from ccserver.process.worker import EXIT_START, exit_status
 
 Result = dict[str, Any]
 
@@ -57,6 +56,8 @@ class SingleProcess(ServerService):
     def status(self) -> Deferred[Result]:
         now = self._reactor.seconds()
         figures = {} if self._server is None else self._server.figures()
+        about = server_status(self._config, self._listening.addresses, [figures])
+        figures.pop("certificates", None)
         row = {
             "slot": 0,
             "pid": os.getpid(),
@@ -69,15 +70,11 @@ class SingleProcess(ServerService):
         left = f"{figures.get('connections', 0)} connections left"
         return succeed(
             {
-                "version": installed_version(),
-                "pid": os.getpid(),
-                "config": self._config.path,
+                **about,
                 "state": "stopping" if self._stopping else "serving",
                 "doing": left if self._stopping else "",
                 "generation": 1,
                 "uptime": round(now - self._started, 1),
-                "compiled": native is not None,
-                "listening": [str(address) for address in self._listening.addresses],
                 "workers": [row],
                 "refused": figures.get("refused", {}),
                 "closed": figures.get("closed", {}),
@@ -142,8 +139,7 @@ class SingleProcess(ServerService):
             server = Server(self._reactor, config, app, sockets)
             await server.prepare()
         except CcserverError as error:
-            self.log.failure("cannot start")
-            self.fail(EXIT_APP if isinstance(error, AppError) else EXIT_START, str(error))
+            self.fail(exit_status(error), f"cannot start: {error}")
             return
         self._server = server
         server.serve()

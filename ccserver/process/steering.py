@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
-from collections.abc import Sequence
 
 SO_ATTACH_REUSEPORT_CBPF = 51
 SO_DETACH_REUSEPORT_BPF = 68
@@ -13,20 +12,21 @@ SO_COOKIE = 57
 
 # instructions of classic BPF, as struct sock_filter: code, jump if true, jump if false, operand
 _LOAD_RANDOM = (0x20, 0, 0, 0xFFFFF000 + 56)  # A = SKF_AD_RANDOM
-_MODULO, _JUMP_IF_EQUAL, _RETURN, _RETURN_A = 0x94, 0x15, 0x06, 0x16
+_MODULO, _RETURN_A = 0x94, 0x16
 
 
-def steer(member: socket.socket, places: Sequence[int]) -> None:
-    """Give new connections, evenly, only to the sockets at C{places} of their group.
+def steer(member: socket.socket, count: int) -> None:
+    """Give new connections, evenly, only to the C{count} sockets of a group that are its first.
 
-    The places are counted in the order in which the sockets began to listen; when a socket is
-    closed, the last one takes its place.
+    They are counted in the order in which they began to listen; when a socket is closed, the last
+    one takes its place.
 
     @param member: any listening SO_REUSEPORT socket of the group.
-    @param places: at least one, at most 1000.
+    @param count: at least one.
     @raise OSError: the kernel can't, or may not.
     """
-    code = b"".join(struct.pack("HBBI", *instruction) for instruction in _program(places))
+    instructions = (_LOAD_RANDOM, (_MODULO, 0, 0, count), (_RETURN_A, 0, 0, 0))
+    code = b"".join(struct.pack("HBBI", *each) for each in instructions)
     filters = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("HP", len(code) // 8, ctypes.addressof(filters))
     member.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program)
@@ -53,12 +53,3 @@ def is_listening(bound: socket.socket) -> bool:
 def identity(any_socket: socket.socket) -> bytes:
     """The same for all descriptors of one socket, and for no other socket."""
     return any_socket.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
-
-
-def _program(places: Sequence[int]) -> list[tuple[int, int, int, int]]:
-    program = [_LOAD_RANDOM, (_MODULO, 0, 0, len(places))]
-    if list(places) == list(range(len(places))):
-        return [*program, (_RETURN_A, 0, 0, 0)]
-    for number, place in enumerate(places):
-        program += [(_JUMP_IF_EQUAL, 0, 1, number), (_RETURN, 0, 0, place)]
-    return [*program, (_RETURN, 0, 0, places[0])]

@@ -59,9 +59,9 @@ class Systemd:
         timeout = {"WATCHDOG_USEC": str(self._timeout)} if self._timeout else {}
         return {"NOTIFY_SOCKET": self._address, **timeout}
 
-    def ready(self, status: str = "") -> None:
+    def ready(self) -> None:
         """The service serves: after its start, and after each reload."""
-        self._tell("READY=1", *_status(status))
+        self._tell("READY=1")
 
     def reloading(self) -> None:
         """A reload has begun; L{ready} ends it."""
@@ -70,10 +70,6 @@ class Systemd:
     def stopping(self) -> None:
         """The service has begun to stop."""
         self._tell("STOPPING=1")
-
-    def status(self, text: str) -> None:
-        """What C{systemctl status} shows."""
-        self._tell(*_status(text))
 
     def main_pid(self, pid: int) -> None:
         """From now on C{pid} is the service's main process."""
@@ -94,10 +90,6 @@ class Systemd:
                 out.sendto("\n".join(lines).encode("utf-8", "replace"), address)
         except OSError:
             pass  # it is gone, or does not read: nothing that we could do, or wait for
-
-
-def _status(text: str) -> list[str]:
-    return [f"STATUS={' '.join(text.split())}"] if text else []
 
 
 def _number(text: str) -> int:

@@ -2,7 +2,8 @@
 
 The old master executes the new one, as it was started itself, with its sockets and one end of a
 UNIX socketpair, over which they speak AMP. Until the new one says that all its workers can serve,
-and the old one agrees, nothing changes; the end of file before that tells either to give up.
+and the old one agrees, nothing changes; the end of file before that tells either to give up. Behind
+that it tells the old one to be the master again, unless the new one says that it retires.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.protocol import Factory, ProcessProtocol, connectionDone
 from twisted.protocols import amp
 from twisted.python.failure import Failure
@@ -42,10 +44,12 @@ class Inheritance:
 
     @ivar spawned: how many workers there have been.
     @ivar generation: the one that comes next.
+    @ivar control: the path of the control socket, which it may take over.
     """
 
     spawned: int
     generation: int
+    control: str
 
 
 class Hello(amp.Command):
@@ -66,11 +70,16 @@ class Refused(amp.Command):
     arguments: ClassVar = [(b"reason", amp.Unicode())]
 
 
+class Retiring(amp.Command):
+    """New master to old: it stops, for it was told to."""
+
+
 class TakeInto(amp.Command):
     """Old master to new: the worker of C{slot} shall adopt what comes through C{channel}."""
 
-    arguments: ClassVar = [(b"slot", amp.Integer()), (b"channel", amp.Descriptor())]
+    arguments: ClassVar = [(b"slot", amp.Integer()), (b"channel", link.Passed())]
     response: ClassVar = [(b"taken", amp.Boolean())]
+    errors: ClassVar = link.MAY_LACK_DESCRIPTOR
 
 
 class _SuccessorLink(link.Line):
@@ -95,21 +104,28 @@ class _SuccessorLink(link.Line):
         self._successor.reason = reason
         return {}
 
+    @Retiring.responder
+    def retiring(self) -> dict[str, Any]:
+        self._successor.retires = True
+        return {}
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.transport = None
+        self._successor.lost()  # before what it was asked fails, for then others are
         link.Line.connectionLost(self, reason)
-        self._successor.lost()
 
 
 class _Slot:
     """A slot of the new master, as a target of connections."""
 
-    def __init__(self, successor: Successor, number: int) -> None:
+    def __init__(self, successor: Successor, number: int, timeout: float) -> None:
         self.gone = successor.gone
         self._successor = successor
         self._number = number
+        self._timeout = timeout
 
     def take(self, channel: socket.socket) -> Deferred[bool]:
-        return self._successor.take(self._number, channel)
+        return self._successor.take(self._number, channel, self._timeout)
 
 
 class Successor(ProcessProtocol):
@@ -119,15 +135,19 @@ class Successor(ProcessProtocol):
     @ivar loaded: all its workers can serve; brings their number.
     @ivar accepted: it is the master now.
     @ivar gone: it has ended, or gives up.
+    @ivar retires: it ends because it was told to.
     """
 
     def __init__(self) -> None:
         self.pid: int | None = None
         self.reason = ""
+        self.retires = False
         self.loaded: Moment[int] = Moment()
         self.accepted: Moment[None] = Moment()
         self.gone: Moment[None] = Moment()
         self._link: Any = _SuccessorLink(self)
+        self._reactor: Any = None  # once it is started
+        self._answers = True
 
     def start(
         self,
@@ -141,6 +161,7 @@ class Successor(ProcessProtocol):
 
         @raise OSError: it cannot be executed.
         """
+        self._reactor = reactor
         ours, theirs = socket.socketpair()
         with ours, theirs, open(os.devnull, "rb") as null:
             sockets, told = listening.inheritance(SOCKETS_FD)
@@ -158,30 +179,40 @@ class Successor(ProcessProtocol):
             factory.noisy = False
             reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
 
-    def slots(self, count: int) -> list[Target]:
-        """Its slots, to hand connections over to."""
-        return [_Slot(self, number) for number in range(count)]
+    def slots(self, count: int, timeout: float) -> list[Target]:
+        """Its slots, to hand connections over to.
 
-    def take(self, slot: int, channel: socket.socket) -> Deferred[bool]:
-        """Let its worker of C{slot} adopt what comes through C{channel}."""
-        try:
-            asked = self._link.callRemote(TakeInto, slot=slot, channel=channel.fileno())
-        except Exception:  # it is gone
-            asked = Deferred()
-            asked.errback()
-        taken: Deferred[bool] = asked.addCallbacks(
-            lambda answer: bool(answer["taken"]), lambda failure: False
-        )
-        return taken
+        @param timeout: seconds that it has to say whether it takes some.
+        """
+        return [_Slot(self, number, timeout) for number in range(count)]
+
+    def take(self, slot: int, channel: socket.socket, timeout: float) -> Deferred[bool]:
+        """Let its worker of C{slot} adopt what comes through C{channel}.
+
+        Once it has not answered within C{timeout} seconds, it is asked no more.
+        """
+        if self._link.transport is None or not self._answers:
+            return succeed(False)
+
+        def failed(failure: Failure) -> bool:
+            self._answers = failure.check(DeferredTimeout) is None
+            return False
+
+        asked: Deferred[Any] = self._link.callRemote(TakeInto, slot=slot, channel=channel.fileno())
+        asked.addTimeout(timeout, self._reactor)
+        return asked.addCallbacks(lambda answer: bool(answer["taken"]), failed)
 
     def withdraw(self) -> None:
         """It is not to become the master: tell it so."""
+        child: int | None = getattr(self.transport, "pid", None)  # until it is reaped
+        # as a daemon it is no child of ours: it is there as long as the link is
+        daemon = self.pid if self._link.transport is not None else None
+        for pid in {child, daemon}:
+            if pid is not None:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGTERM)
         if self._link.transport is not None:
             self._link.transport.abortConnection()
-        for pid in {self.pid, getattr(self.transport, "pid", None)}:
-            if pid is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
 
     def processEnded(self, reason: Failure) -> None:
         # as a daemon it goes on in another process: only the end of the link tells
@@ -255,10 +286,15 @@ class Predecessor:
 
     def refuse(self, reason: str) -> Deferred[Any]:
         """Say why we cannot; fires when that is known, or cannot be."""
+        return self._tell(Refused, reason=reason[: link.REASON_LIMIT])
+
+    def retire(self) -> None:
+        """Say that we stop, for we were told to."""
+        self._tell(Retiring)
+
+    def _tell(self, command: type[amp.Command], **arguments: Any) -> Deferred[Any]:
         try:
-            asked: Deferred[Any] = self._link.callRemote(
-                Refused, reason=reason[: link.REASON_LIMIT]
-            )
+            asked: Deferred[Any] = self._link.callRemote(command, **arguments)
         except Exception:  # it is gone
             return succeed(None)
         return asked.addErrback(lambda failure: None)

@@ -25,7 +25,10 @@ RETRY = 60.0
 
 
 class Upkeep:
-    """Replaces workers that are blocked, recycles those that are due, and balances the rest."""
+    """Replaces workers that are blocked, recycles those that are due, and balances the rest.
+
+    Who is full or silent is relieved at any time; all else waits for what operators do.
+    """
 
     log = ProcessLogger()
 
@@ -74,8 +77,7 @@ class Upkeep:
         watch = self._watches.get(process.config.process.worker_timeout)
         if watch is not None:
             watch.beat(process, self._reactor.seconds())
-        if not self._administration.busy:
-            self._relief.look()
+        self._relief.look()
 
     def gone(self, process: WorkerOfMaster) -> None:
         """A worker's process has ended."""
@@ -117,7 +119,7 @@ class Upkeep:
             return
         for process in self._fleet.serving:
             rule = self._rules.get(process)
-            packets, memory = (process.figures.get(key, 0) for key in ("packets", "memory"))
+            packets, memory = (process.figures.get(key) or 0 for key in ("packets", "memory"))
             reason = rule and rule.due(packets, now - process.since, memory)
             if reason:
                 recycling = self._administration.recycle(process.slot, reason.value)
@@ -126,7 +128,7 @@ class Upkeep:
         interval = self._fleet.config.process.rebalance_interval
         if interval and now - self._balanced >= interval:
             self._balanced = now
-            moves = plan_slowly({each.slot: each.connections for each in self._fleet.serving})
+            moves = plan_slowly({each.slot: each.connections for each in self._fleet.awake})
             if moves:
                 self._administration.shift(moves).addErrback(lambda failure: None)
 

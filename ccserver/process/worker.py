@@ -6,6 +6,7 @@ listening sockets from 5 on.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -29,7 +30,7 @@ from twisted.python.failure import Failure
 
 from ccserver.config import Address, Config
 from ccserver.core.watch import Watch
-from ccserver.errors import AppError, CcserverError, StartError
+from ccserver.errors import AppError, CcserverError, ConfigError, StartError
 from ccserver.loading import load_app
 from ccserver.net.giver import Report
 from ccserver.net.reactor import DirectReactor
@@ -40,8 +41,9 @@ from ccserver.process.stacks import report_stacks_on_signal
 LINK_FD, ORDER_FD, SOCKETS_FD = 3, 4, 5
 """The descriptors of a worker process; 0 is /dev/null, 1 and 2 are the master's."""
 
-EXIT_START, EXIT_APP = 3, 4
-"""Exit statuses: the worker cannot start, the application cannot be loaded (DESIGN 6)."""
+EXIT_CONFIG, EXIT_START, EXIT_APP = 1, 3, 4
+"""Exit statuses: the configuration is wrong, the worker cannot start, the application cannot be
+loaded (DESIGN 6)."""
 
 ORPHAN_TIMEOUT = 0.5
 """Seconds that a worker without a master takes to answer what it has received."""
@@ -59,6 +61,23 @@ IGNORED = (
     signal.SIGTTIN,
     signal.SIGTTOU,
 )
+
+
+log = logs.ProcessLogger()
+
+
+def exit_status(error: CcserverError) -> int:
+    """What a process ends with that cannot start because of C{error}.
+
+    A refusal is one line, which others log; an exception of the application's own code, the cause
+    of one, is logged here with its traceback.
+    """
+    cause = error.__cause__
+    if cause is not None and not isinstance(cause, CcserverError):
+        log.failure("{error}", Failure(cause), error=error)
+    if isinstance(error, ConfigError):
+        return EXIT_CONFIG
+    return EXIT_APP if isinstance(error, AppError) else EXIT_START
 
 
 @dataclass(frozen=True)
@@ -89,6 +108,9 @@ class _Link(link.Line):
     def __init__(self, process: WorkerProcess) -> None:
         super().__init__()
         self._process = process
+
+    def lacks_descriptor(self) -> None:
+        self._process.lacks_descriptor()
 
     @link.Stop.responder
     def stop(self, graceful: bool, timeout: float) -> dict[str, Any]:
@@ -199,8 +221,15 @@ class WorkerProcess:
     log = logs.ProcessLogger()
 
     def __init__(
-        self, reactor: Any, order: Order, config: Config, observer: logs.LineObserver
+        self,
+        reactor: Any,
+        order: Order,
+        config: Config,
+        observer: logs.LineObserver,
+        settle: Callable[[], object] = lambda: None,
     ) -> None:
+        """@param settle: is called when all that stays is loaded."""
+        self._settle = settle
         self.status = 0
         self.observer = observer
         self._reactor = reactor
@@ -264,6 +293,11 @@ class WorkerProcess:
         else:
             self._server.listen(slot, address, listening)
 
+    def lacks_descriptor(self) -> None:
+        """There is none left for what the master has sent."""
+        if self._server is not None:
+            self._server.pause_accepting()
+
     def give_back(self, slot: int) -> None:
         """Accept no connections from the sockets of another C{slot} any more."""
         if self._server is not None:
@@ -320,12 +354,13 @@ class WorkerProcess:
             )
             await server.prepare()
         except CcserverError as error:
-            await self._fail(EXIT_APP if isinstance(error, AppError) else EXIT_START, str(error))
+            await self._fail(exit_status(error), str(error))
             return
         self._server = server
         server.room.on_change = self._beat_soon
         server.room.wait(config.process.workers > 1)  # until the master knows who has room
         server.set_log_level(self.observer.level)
+        self._settle()
         if not self._stopping:
             with suppress(ConnectionLost, ConnectionDone):  # stopped before it was answered
                 await self._link.callRemote(link.Ready)
@@ -340,7 +375,6 @@ class WorkerProcess:
     async def _fail(self, status: int, reason: str) -> None:
         self.status = status
         self._stopping = True
-        self.log.failure("cannot start")
         with suppress(Exception):  # no master, nobody to tell
             await self._link.callRemote(
                 link.Failed, status=status, reason=reason[: link.REASON_LIMIT]
@@ -403,6 +437,12 @@ class WorkerProcess:
         setproctitle(f"ccserver: worker process {self._order.slot}{doing} ({count} connections)")
 
 
+def keep_for_ever() -> None:
+    """Spare the garbage collector what there is: to look at it again takes 30 ms each time."""
+    gc.collect()
+    gc.freeze()
+
+
 def main() -> None:
     """Run a worker until it is told to stop."""
     for number in IGNORED:
@@ -419,7 +459,7 @@ def main() -> None:
     report_stacks_on_signal(observer.fileno())
     reactor = DirectReactor()
     installReactor(reactor)
-    process = WorkerProcess(reactor, order, config, observer)
+    process = WorkerProcess(reactor, order, config, observer, keep_for_ever)
     reactor.callWhenRunning(process.begin)
     reactor.run()
     sys.stdout.flush()

@@ -21,6 +21,7 @@ from twisted.protocols import amp
 from twisted.python.failure import Failure
 
 from ccserver.config import Config
+from ccserver.core.watch import Watch
 from ccserver.errors import StartError
 from ccserver.process import link, worker
 from ccserver.process.logs import ProcessLogger
@@ -32,6 +33,9 @@ COMMAND = (sys.executable, "-P", "-m", worker.__name__)
 
 ANSWER_TIMEOUT = 10.0
 """Seconds that a worker has to answer what takes it no time."""
+
+MISSED = 1.5
+"""The time between two beats, so many times of which without one make a worker silent."""
 
 GIVE_TIMEOUT = 120.0
 """Seconds that it has to hand connections over, beside the time that each of them may take."""
@@ -51,10 +55,10 @@ class WorkerState(Enum):
 class NotReady(StartError):
     """A worker ended, or was ended, before it could serve.
 
-    @ivar status: its exit status; None if a signal ended it.
+    @ivar status: what the server ends with, if it cannot start without.
     """
 
-    def __init__(self, text: str, status: int | None) -> None:
+    def __init__(self, text: str, status: int = worker.EXIT_START) -> None:
         super().__init__(text)
         self.status = status
 
@@ -95,7 +99,7 @@ class _Link(link.Line):
 
     @link.Failed.responder
     def failed(self, status: int, reason: str) -> dict[str, Any]:
-        self._process.reason = reason
+        self._process.reason, self._process.exit_status = reason, status
         return {}
 
     @link.Beat.responder
@@ -112,6 +116,7 @@ class WorkerOfMaster(ProcessProtocol):
     @ivar pid: its process id, also when it has ended.
     @ivar state: what it is doing.
     @ivar reason: why it cannot start, if it has said so.
+    @ivar exit_status: what it then ends with, and a server that cannot start without it.
     @ivar config: what it serves with.
     @ivar figures: what it has said of itself last, see L{link.Beat}.
     @ivar rate: packets a second between its last two beats.
@@ -137,6 +142,7 @@ class WorkerOfMaster(ProcessProtocol):
         self.state = WorkerState.STARTING
         self.pid: int | None = None
         self.reason: str | None = None
+        self.exit_status: int | None = None
         self.figures: dict[str, Any] = {}
         self.rate = 0.0
         self.on_beat: Callable[[WorkerOfMaster], None] = lambda process: None
@@ -160,8 +166,13 @@ class WorkerOfMaster(ProcessProtocol):
 
     @property
     def silence(self) -> float:
-        """Seconds since its last beat."""
+        """Seconds since its last sign of life."""
         return self._clock() - self._beaten
+
+    @property
+    def silent(self) -> bool:
+        """Whether a beat is missing: its reactor is blocked, or it is stopped, maybe for long."""
+        return self.silence > MISSED * Watch(self.config.process.worker_timeout).interval
 
     def connectionMade(self) -> None:
         self.pid = self.transport.pid
@@ -176,7 +187,7 @@ class WorkerOfMaster(ProcessProtocol):
     def is_loaded(self) -> None:
         """The process has said that it can serve."""
         if self.state is WorkerState.STARTING:
-            self.state = WorkerState.LOADED
+            self.state, self._beaten = WorkerState.LOADED, self._clock()
             self.loaded.happen(None)
 
     def has_beaten(self, figures: dict[str, Any]) -> None:
@@ -193,7 +204,7 @@ class WorkerOfMaster(ProcessProtocol):
     def end(self, ended: Ended) -> None:
         """Its process is gone, or could not be started."""
         why = self.reason or f"worker process {self.slot} {ended.how}"
-        self.loaded.happen(Failure(NotReady(why, ended.status)))
+        self.loaded.happen(Failure(NotReady(why, self.exit_status or worker.EXIT_START)))
         self.gone.happen(ended)
 
     def serve(self) -> None:
@@ -215,18 +226,21 @@ class WorkerOfMaster(ProcessProtocol):
         taken = self._ask(link.Take, ANSWER_TIMEOUT, channel=channel.fileno())
         return taken.addCallbacks(lambda answer: True, lambda failure: False)
 
-    def give(self, channel: socket.socket, count: int) -> Deferred[Handed]:
-        """Let it hand C{count} connections over through C{channel}."""
+    def give(self, channel: socket.socket, count: int) -> Deferred[Handed | None]:
+        """Let it hand C{count} connections over through C{channel}; None: it cannot have that."""
         # it ends by itself where the target does nothing; this is for a source that does not
         timeout = GIVE_TIMEOUT + 2 * self.config.process.handover_timeout
         return self._ask(link.Give, timeout, channel=channel.fileno(), count=count).addCallbacks(
             lambda answer: Handed(answer["moved"], json.loads(answer["left"])),
-            lambda failure: Handed(0, {"lost": self.connections}),
+            lambda failure: (
+                None if failure.check(link.NoDescriptor) else Handed(0, {"lost": self.connections})
+            ),
         )
 
-    def lend(self, slot: int, address: str, listening: socket.socket) -> None:
-        """Let it accept from C{listening}, of another C{slot}, too."""
-        self._tell(link.Lend, slot=slot, address=address, listening=listening.fileno())
+    def lend(self, slot: int, address: str, listening: socket.socket) -> Deferred[bool]:
+        """Let it accept from C{listening}, of another C{slot}, too; fires with whether it does."""
+        lent = self._ask(link.Lend, None, slot=slot, address=address, listening=listening.fileno())
+        return lent.addCallbacks(lambda answer: True, lambda failure: False)
 
     def give_back(self, slot: int) -> None:
         """Let it accept from the sockets of another C{slot} no more."""
@@ -250,8 +264,14 @@ class WorkerOfMaster(ProcessProtocol):
 
         asked = self._ask(link.List, ANSWER_TIMEOUT, file=fd)
         asked.addCallback(lambda answer: link.read_json(fd))
-        asked.addErrback(lambda failure: [])  # nothing, or nothing whole, was written
+        asked.addErrback(self._nothing_listed)
         return asked.addBoth(close)
+
+    def _nothing_listed(self, failure: Failure) -> list[dict[str, Any]]:
+        """Nothing, or nothing whole, was written."""
+        if failure.check(link.NoDescriptor):
+            self.log.error("{worker}, lists no connections: {why}", worker=self, why=failure.value)
+        return []
 
     def kick(self, id: int) -> Deferred[bool]:
         """Close a connection; fires with whether there was one."""

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.core.framing import encode
 from tests.functional import codes
+from tests.functional.operator import Operator
 from tests.functional.server import ServerProcess, descriptors, measured, wait_until
 
 LIMIT = 64
@@ -91,6 +92,40 @@ class DescriptorTests(SynchronousTestCase):
         self.assertEqual(len(refusals), 1)
         self.assertIn("worker_connections = 2048 needs 2113 file descriptors", refusals[0])
         self.assertIn("the hard limit is 64: raise that", refusals[0])
+
+
+class StarvedWorkerTests(SynchronousTestCase):
+    """A worker that can open nothing: its application has taken all descriptors, say."""
+
+    def test_it_lives_and_serves_whom_it_has_and_others_have_the_rest(self):
+        with ServerProcess(workers=2, WorkerTimeout=1, RebalanceInterval=0) as server:
+            operator = Operator(server)
+            clients = [server.connect() for _ in range(20)]
+            for client in clients:
+                self.addCleanup(client.close)
+                client.ask(codes.REACTOR, b"here")
+            starved, other = server.workers().values()
+            limits = resource.prlimit(starved, resource.RLIMIT_NOFILE)
+            resource.prlimit(starved, resource.RLIMIT_NOFILE, (3, limits[1]))
+
+            def is_full() -> bool:
+                return operator.ask("connections")["total"] < len(clients)
+
+            wait_until(is_full, "its connections not to be told")
+            start = time.monotonic()
+            wait_until(lambda: time.monotonic() > start + WATCHED, "some time to go by")
+            memory = {row["pid"]: row["memory"] for row in operator.status()["workers"]}
+            self.assertIsNone(memory[starved])
+            for _ in range(10):
+                with server.connect() as client:
+                    client.ask(codes.REACTOR, b"new")
+            operator.ask("rebalance")
+            for client in clients:
+                client.ask(codes.REACTOR, b"still")
+            self.assertEqual(set(server.workers().values()), {starved, other})
+            self.assertNotIn("Traceback", server.log)
+            resource.prlimit(starved, resource.RLIMIT_NOFILE, limits)
+            self.assertEqual(operator.ask("connections")["total"], len(clients))
 
 
 def readable(clients: Any) -> list[socket.socket]:

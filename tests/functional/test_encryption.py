@@ -271,6 +271,25 @@ class RenewalTests(TlsCase):
         self.assertIn("there is no certificate in PEM in it", str(error))
         self.assertEqual(self.connect().ask(REACTOR, b"x"), b"x")
 
+    def test_status_tells_until_when_the_one_is_valid_that_clients_get(self):
+        path = self.issued("server.pem", "localhost")
+        server = self.running(TlsCertificate=path, workers=2)
+        operator = Operator(server)
+        (told,) = operator.ask("status")["certificates"]
+        self.assertEqual((told["path"], told["listening"]), (path, [f"127.0.0.1:{self.tls}"]))
+        self.assertTrue(360 < told["days_left"] < 365.1, told)
+        written(path, self.authority.issue("localhost", ends=5)[0])  # and no key: stays unused
+        wait_until(lambda: "certificates stay as they were" in server.log, "the error")
+        self.assertEqual(operator.ask("status")["certificates"][0]["not_after"], told["not_after"])
+        written(path, *self.authority.issue("localhost", ends=5))
+        operator.ask("certificates")
+
+        def days_left() -> float:
+            (renewed,) = operator.ask("status")["certificates"]
+            return float(renewed["days_left"])
+
+        wait_until(lambda: 4 < days_left() < 5.1, "the new certificate, in a beat of each worker")
+
     def test_a_bad_certificate_keeps_the_old_one(self):
         path = self.issued("server.pem", "localhost")
         old = _der(path)

@@ -124,14 +124,18 @@ class ApplicationTests(FailureCase):
             self.assertIn(word, server.log)
             self.assertIn(word, said)
         self.assertTrue(server.is_port_free())
+        return said
 
     def test_a_module_that_is_not_there(self):
         for workers in (2, 0):
-            self.refused("nowhere:app", EXIT_APP, "there is no module nowhere", workers=workers)
+            why = "cannot start: there is no module nowhere"
+            said = self.refused("nowhere:app", EXIT_APP, why, workers=workers)
+            self.assertEqual(said.count("nowhere"), 1, said)
+            self.assertNotIn("Traceback", said)
 
     def test_a_module_whose_import_fails(self):
         for workers in (2, 0):
-            self.refused(
+            said = self.refused(
                 "mine:app",
                 EXIT_APP,
                 "importing mine failed: ZeroDivisionError",
@@ -139,6 +143,7 @@ class ApplicationTests(FailureCase):
                 workers=workers,
                 source=b"\n1 / 0\n",
             )
+            self.assertIn("Traceback", said)  # for the author of the application
 
     def test_an_attribute_that_is_not_there(self):
         self.refused("tests.functional.apps:ecko", EXIT_APP, "no attribute 'ecko'")
@@ -162,6 +167,13 @@ class ApplicationTests(FailureCase):
                 "start hook refuse raised RuntimeError: the licence has expired",
                 workers=workers,
             )
+
+    def test_a_database_that_is_not_supported_is_a_wrong_configuration(self):
+        server = ServerProcess("ccserver.accounts:app", workers=2, DBInfo="mysql://u:p@h/d")
+        said = self.failed(server, EXIT_CONFIG)
+        self.assertEqual(said.count("DBInfo names a database that is not supported"), 1, said)
+        self.assertRegex(said, r"cannot start: ccserver\.conf:[0-9]+: DBInfo names")
+        self.assertNotIn("Traceback", said)
 
     def test_a_process_that_ends_in_its_start(self):
         self.refused(

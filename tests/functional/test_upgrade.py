@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from typing import Any
 
@@ -11,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.functional import apps
 from tests.functional.disturbance import Disturbance
 from tests.functional.operator import Operator, Refused
-from tests.functional.server import ECHO, ServerProcess, measured, wait_until
+from tests.functional.server import ECHO, Client, ServerProcess, measured, wait_until
 from tests.functional.traffic import Traffic
 
 CONNECTIONS = 2000
@@ -117,6 +118,61 @@ class UpgradeTests(UpgradeCase):
         rows = self.operator.ask("connections", sort="id", limit=10)["connections"]
         self.assertEqual([row["peer"] for row in rows], [each.address for each in clients])
         self.assertEqual(len({row["id"] for row in rows}), 3)
+
+
+class DisturbedUpgradeTests(UpgradeCase):
+    """A handler keeps the old master at work while something happens."""
+
+    def busy(self, server: ServerProcess, milliseconds: int) -> Client:
+        client = server.connect()
+        self.addCleanup(client.close)
+        client.ask(apps.PING)
+        client.send((apps.SLEEP, b"%d" % milliseconds))
+        return client
+
+    def begun(self, server: ServerProcess, line: str = "SIGUSR2 received") -> None:
+        server.send_signal(signal.SIGUSR2)
+        wait_until(lambda: line in server.log, line)
+
+    def test_two_at_once_are_one_and_leave_one_master(self):
+        server = self.serve(workers=1, HandoverTimeout=1)
+        old, client = server.master, self.busy(server, 2500)
+        self.begun(server)
+        server.send_signal(signal.SIGUSR2)
+        self.assertEqual(client.receive(), (apps.SLEEP, b"2500"))
+        wait_until(lambda: old not in server.processes(), "the old master to be gone")
+        new = self.operator.status()["pid"]
+        self.assertEqual(self.pid_in_file(server), new)
+        self.assertFalse(os.path.exists(server.path("twistd.pid.oldbin")))
+        self.assertEqual(len(server.processes()), 2)
+        self.assertIn(f"upgrade failed: process {new} is the master now: ask it", server.log)
+
+    def test_a_stop_in_the_midst_stops_the_new_master_too(self):
+        server = self.serve(workers=1)
+        client = self.busy(server, 2000)
+        self.begun(server)
+        server.send_signal(signal.SIGTERM)
+        self.assertEqual(client.receive(), (apps.SLEEP, b"2000"))
+        wait_until(server.is_gone, "all to be gone")
+        self.assertNotIn(" is the master now", server.log)
+        self.assertFalse(os.path.exists(server.path("twistd.pid")))
+
+    def test_a_new_master_that_is_killed_at_once_costs_what_it_had_and_no_more(self):
+        server = self.serve(workers=2)
+        master, client = server.master, self.busy(server, 2000)
+        self.begun(server, " is the master now")
+        (new,) = re.findall(r"process ([0-9]+) is the master now", server.log)
+        os.kill(int(new), signal.SIGKILL)
+        self.assertEqual(client.receive(), (apps.SLEEP, b"2000"))
+        wait_until(lambda: "upgrade failed: " in server.log, "the upgrade to have failed")
+        client.ask(apps.PING)
+        self.operator.wait_for_rest()
+        self.assertEqual((self.operator.status()["pid"], server.master), (master, master))
+        self.assertEqual(self.pid_in_file(server), master)
+        for _ in range(10):
+            with server.connect() as another:
+                another.ask(apps.PING)
+        self.assertEqual(len(server.processes()), 3)
 
 
 class FailedUpgradeTests(UpgradeCase):

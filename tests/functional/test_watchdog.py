@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.functional import apps
 from tests.functional.operator import Operator
-from tests.functional.server import ServerProcess, measured, wait_until
+from tests.functional.server import Client, ServerProcess, measured, wait_until
 
 TIMEOUT = 1.0
 BLOCKED = b"60000"
@@ -57,6 +57,28 @@ class BlockedReactorTests(SynchronousTestCase):
 
     def test_also_the_only_one_is_replaced_in_time(self):
         self.served_in_time(1)
+
+    def test_new_clients_are_served_long_before_it_is_killed(self):
+        with ServerProcess(workers=2, WorkerTimeout=20, RebalanceInterval=0) as server:
+            stopped, _ = server.workers().values()
+            os.kill(stopped, signal.SIGSTOP)
+            began, operator = time.monotonic(), Operator(server)
+
+            def all_served() -> bool:
+                clients = [Client(server.port, 5) for _ in range(16)]
+                for client in clients:
+                    client.ask(apps.PING)
+                    client.close()
+                return True
+
+            wait_until(all_served, "16 clients at once to be served")
+            seconds = time.monotonic() - began
+            measured("new clients wait for a worker that is stopped, s", seconds)
+            self.assertLess(seconds, 10.0)
+            self.assertEqual(operator.status()["workers"][0]["state"], "silent")
+            self.assertEqual(operator.ask("connections", timeout=5)["total"], 0)
+            self.assertIn(stopped, server.workers().values())
+            os.kill(stopped, signal.SIGCONT)
 
     def test_a_worker_that_is_stopped_from_outside_is_replaced(self):
         server = ServerProcess(workers=1, WorkerTimeout=TIMEOUT)

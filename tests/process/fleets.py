@@ -129,7 +129,7 @@ class FakeSystemd:
     def __init__(self) -> None:
         self.told: list[Any] = []
 
-    def ready(self, status: str = "") -> None:
+    def ready(self) -> None:
         self.told.append("ready")
 
     def reloading(self) -> None:
@@ -155,13 +155,18 @@ class FakeSuccession:
     """An upgrade that ends when the test says so."""
 
     def __init__(self) -> None:
+        self.heir: int | None = None
         self.done: Deferred[Any] = Deferred()
         self.begun = 0
+        self.stopped = False
 
     async def upgrade(self, fleet: Fleet, progress: Any) -> Any:
         self.begun += 1
         progress("starting a new master")
         return await self.done
+
+    def stop(self) -> None:
+        self.stopped = True
 
 
 class AdministrationCase(FleetCase):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 from ccserver.core.balance import Move
@@ -117,6 +118,20 @@ class ScalingTests(AdministrationCase):
         self.assertEqual((result["workers"], result["handed_over"]), (2, 9))
         self.assertEqual(self.fleet.config.process.workers, 2)
 
+    def test_more_connections_than_those_that_stay_can_have_are_a_warning(self):
+        administration = self.administered(3)
+        for each in self.workers():
+            each.beat(connections=1000)
+        room = self.fleet.config.descriptors - self.fleet.config.net.worker_connections
+        for limit, warnings in ((1500 + room, 0), (1499 + room, 1)):
+            self.patch(resource, "getrlimit", lambda which, limit=limit: (limit, limit))
+            begun = administration.set_workers(2, nobody)
+            self.assertEqual(self.said().count("3000 connections are too many"), warnings)
+            self.assertEqual(len(self.did(begun)["warnings"]), warnings)
+            self.did(administration.set_workers(3, nobody))
+            for each, _ in self.by_process():
+                each.beat(connections=1000)
+
     def test_a_worker_that_cannot_start_changes_nothing(self):
         administration = self.administered()
         before, descriptors = self.fleet.config, self.descriptors()
@@ -189,6 +204,13 @@ class WorkerStopTests(AdministrationCase):
             each.die(0)
         self.assertEqual(self.successResultOf(administration.status())["workers"], [])
 
+    def test_meanwhile_the_server_is_paused(self):
+        administration = self.administered()
+        self.did(administration.stop_workers())
+        self.assertEqual(self.successResultOf(administration.status())["state"], "paused")
+        self.did(administration.reload(nobody))
+        self.assertEqual(self.successResultOf(administration.status())["state"], "serving")
+
 
 class MovingTests(AdministrationCase):
     def test_recycling_puts_a_new_worker_into_one_slot(self):
@@ -220,6 +242,7 @@ class MovingTests(AdministrationCase):
     def test_nothing_to_even_out_is_no_failure(self):
         result = self.did(self.administered().rebalance(nobody))
         self.assertEqual((result["handed_over"], result["left"]), (0, {}))
+        self.assertTrue(self.said().endswith("rebalance done"), self.said())
 
     def test_moves_are_made_as_they_are_asked_for(self):
         administration = self.administered()
@@ -233,9 +256,42 @@ class UpgradeTests(AdministrationCase):
         administration = self.administered()
         upgrade = administration.upgrade(nobody)
         self.assertEqual((self.server.stops, administration.doing), ([], "upgrade"))
-        self.succession.done.callback({"pid": 7})
+        self.take_over()
         self.assertEqual(self.did(upgrade)["pid"], 7)
         self.assertEqual(self.server.stops, [True])
+
+    def take_over(self) -> None:
+        """The new master has all."""
+        self.succession.heir = 7
+        self.succession.done.callback({"pid": 7})
+
+    def test_what_waited_is_not_begun_by_who_is_not_the_master_any_more(self):
+        administration = self.administered()
+        upgrade = administration.upgrade(nobody)
+        waiting = [administration.upgrade(nobody), administration.reload(nobody)]
+        self.take_over()
+        self.did(upgrade)
+        for each in waiting:
+            self.assertEqual(self.refusal(each), "process 7 is the master now: ask it")
+        self.assertEqual((self.succession.begun, len(self.workers())), (1, 2))
+        self.assertTrue(self.succession.stopped)
+
+    def test_nor_where_the_hand_over_failed_it_has_to_end_all_the_same(self):
+        administration = self.administered()
+        upgrade = administration.upgrade(nobody)
+        waiting = administration.upgrade(nobody)
+        self.succession.heir = 7
+        self.succession.done.errback(OperationFailed("no channels"))
+        self.assertEqual(self.refusal(upgrade), "no channels")
+        self.assertEqual(self.refusal(waiting), "process 7 is the master now: ask it")
+        self.assertEqual(self.server.stops, [True])
+
+    def test_a_stop_that_is_asked_for_lets_no_new_master_take_over(self):
+        administration = self.administered()
+        administration.upgrade(nobody)
+        self.assertFalse(self.succession.stopped)
+        administration.stop(True)
+        self.assertTrue(self.succession.stopped)
 
     def test_when_it_fails_it_serves_on(self):
         administration = self.administered()

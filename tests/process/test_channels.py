@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import Any
 
@@ -12,7 +13,7 @@ from ccserver.process import link
 from ccserver.process.channels import hand_over
 from ccserver.process.moment import Moment
 from ccserver.process.workers import Handed
-from tests.support import open_descriptors
+from tests.support import logged, open_descriptors, texts
 
 
 class Side:
@@ -76,6 +77,17 @@ class HandOverTests(SynchronousTestCase):
         self.target.answer.callback(False)
         self.assertIsNone(self.source.count)
         self.assertIsNone(self.successResultOf(done))
+
+    def test_without_descriptors_for_a_channel_nobody_is_asked_and_that_is_told(self):
+        def fail() -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        events = logged(self)
+        self.patch(socket, "socketpair", fail)
+        self.assertIsNone(self.successResultOf(self.begun()))
+        self.assertEqual((self.source.channel, self.target.channel), (None, None))
+        (text,) = texts(events)
+        self.assertIn("no connections handed over: [Errno 24] Too many open files", text)
 
     def test_the_master_keeps_nothing_open_however_it_ends(self):
         for taken, error in ((False, None), (True, None), (True, ValueError("a bug"))):

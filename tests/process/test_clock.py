@@ -18,6 +18,7 @@ OF_THE_CALENDAR = {
     "accounts.store": "when an account was made",
     "certificates": "when certificates end",
     "process.logs": "the stamps of lines",
+    "process.status": "how many days a certificate has left",
 }
 """Modules that need the time of day, and what for."""
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import resource
+from math import inf
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Config
 from ccserver.errors import StartError
-from ccserver.process.descriptors import allow_descriptors
+from ccserver.process.descriptors import (
+    PLENTY,
+    allow_descriptors,
+    keep_high_ones,
+    raise_limit,
+    room,
+)
 from tests.support import logged, texts
 
 INFINITY = resource.RLIM_INFINITY
@@ -21,11 +29,16 @@ class DescriptorTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.events = logged(self)
 
-    def allow(self, soft: int, hard: int, more: str = "") -> list[Any]:
-        """What is asked of the kernel."""
+    def limited(self, soft: int, hard: int) -> list[Any]:
+        """What will be asked of the kernel."""
         asked: list[Any] = []
         self.patch(resource, "getrlimit", lambda which: (soft, hard))
         self.patch(resource, "setrlimit", lambda which, limits: asked.append(limits))
+        return asked
+
+    def allow(self, soft: int, hard: int, more: str = "") -> list[Any]:
+        """What is asked of the kernel."""
+        asked = self.limited(soft, hard)
         text = f"Listen = 127.0.0.1:5678\nworker_connections = 1936\n{more}"
         allow_descriptors(Config.parse(text))
         return asked
@@ -61,3 +74,28 @@ class DescriptorTests(SynchronousTestCase):
     def test_without_a_hard_limit_as_many_as_are_needed(self):
         self.assertEqual(self.allow(1024, INFINITY), [(2001, INFINITY)])
         self.assertEqual(self.allow(9999, INFINITY), [(9999, INFINITY)])
+
+    def test_how_many_connections_there_is_room_for(self):
+        config = Config.parse("Listen = 127.0.0.1:5678\nworker_connections = 1936\n")
+        for hard, count in ((4096, 4031), (INFINITY, inf)):
+            self.limited(1024, hard)
+            self.assertEqual(room(config), count)
+
+    def test_one_that_is_not_below_the_limit_is_not_passed_on(self):
+        numbers = []
+        for _ in range(2):
+            read, write = os.pipe()
+            for fd in (read, write):
+                self.addCleanup(os.close, fd)
+                os.set_inheritable(fd, True)
+                numbers.append(fd)
+        numbers.sort()
+        self.limited(numbers[2], numbers[2])
+        keep_high_ones()
+        self.assertEqual([os.get_inheritable(fd) for fd in numbers], [True, True, False, False])
+
+    def test_who_cannot_say_how_many_he_needs_gets_as_many_as_may_be_or_plenty(self):
+        for hard, given in ((4096, 4096), (INFINITY, PLENTY)):
+            asked = self.limited(1024, hard)
+            raise_limit()
+            self.assertEqual(asked, [(given, hard)])

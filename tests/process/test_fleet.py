@@ -5,21 +5,28 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import socket
 from typing import Any
 
 from ccserver.process import worker
-from ccserver.process.fleet import KILL_GRACE, STACKS_GRACE
+from ccserver.process.ending import KILL_GRACE
+from ccserver.process.fleet import STACKS_GRACE
+from ccserver.process.logs import LEVELS, severity_of
 from ccserver.process.serving import HOOK_TIMEOUT
 from ccserver.process.stacks import STACKS_SIGNAL
-from ccserver.process.worker import EXIT_APP, EXIT_START
+from ccserver.process.worker import EXIT_APP, EXIT_CONFIG, EXIT_START
 from ccserver.process.workers import WorkerState
 from tests.process.fleets import FleetCase
 from tests.process.test_listening import free_port
 from tests.process.workers import FakeWorkerProcess
+from tests.support import texts
 
 
 class StartTests(FleetCase):
+    def levels(self, words: str) -> list[str]:
+        """The levels of what is logged with C{words} in it."""
+        found = [each for each in self.events if words in texts([each])[0]]
+        return [LEVELS[severity_of(each)] for each in found]
+
     def test_who_is_ready_serves_at_once(self):
         first, second = self.started()
         first.ready()
@@ -56,7 +63,8 @@ class StartTests(FleetCase):
     def test_any_other_reason_is_status_3(self):
         for status, number, how in (
             (EXIT_START, None, "exited with status 3"),
-            (1, None, "exited with status 1"),
+            (1, None, "exited with status 1"),  # Python's own, where it has said nothing
+            (EXIT_APP, None, "exited with status 4"),
             (None, 11, "was killed by signal 11 (SIGSEGV)"),
         ):
             self.ports = [free_port()]
@@ -64,6 +72,23 @@ class StartTests(FleetCase):
             each.die(status, number)
             expected = (EXIT_START, f"cannot start: worker process 0 {how}")
             self.assertEqual(self.owner.refusals.pop(), expected)
+
+    def test_who_says_why_leaves_it_to_others_to_tell(self):
+        (each,) = self.started(1)
+        each.failed(EXIT_CONFIG, "AppPath: the folder a cannot be read")
+        ((status, reason),) = self.owner.refusals
+        self.assertEqual(status, EXIT_CONFIG)
+        self.assertEqual(reason, "cannot start: AppPath: the folder a cannot be read")
+        self.assertEqual(self.levels("exited with status 1"), ["notice"])
+        self.assertNotIn("AppPath", "".join(texts(self.events)))
+
+    def test_it_is_told_where_nobody_waits_for_it(self):
+        (first,) = self.serving(1)
+        first.die(None, signal.SIGSEGV)
+        self.turn()
+        self.workers()[-1].failed(EXIT_APP, "no module x")
+        self.assertEqual(self.owner.refusals, [])
+        self.assertEqual(self.levels("cannot start: no module x"), ["alert"])
 
     def test_nobody_is_replaced_who_never_could_start(self):
         (each,) = self.started(1)
@@ -283,6 +308,7 @@ class BlockedTests(FleetCase):
 
     def test_its_stacks_are_asked_for_and_then_it_is_killed(self):
         first, *_ = self.blocked()
+        self.turn()
         self.assertEqual(first.process.killed, [STACKS_SIGNAL])
         self.turn(STACKS_GRACE - 0.05)
         self.assertFalse(first.killed)
@@ -290,6 +316,19 @@ class BlockedTests(FleetCase):
         self.assertEqual(first.process.killed, [STACKS_SIGNAL, signal.SIGKILL])
         self.assertIn("has given no sign of life for 31.0 seconds", self.said())
         self.assertIs(self.process.state, WorkerState.BLOCKED)
+
+    def test_several_write_their_stacks_one_after_the_other(self):
+        spawned = self.serving(3)
+        self.immortal.update(spawned)
+        for process in self.fleet.serving:
+            self.fleet.replace_blocked(process, 31.0)
+        asked = []
+        for _ in range(3):
+            self.turn()
+            asked.append([bool(each.process.killed) for each in spawned])
+            self.turn(STACKS_GRACE + 0.1)
+        self.assertEqual(asked, [[True, False, False], [True, True, False], [True, True, True]])
+        self.assertTrue(all(each.killed for each in spawned))
 
     def test_it_is_replaced_before_it_has_ended(self):
         self.blocked()
@@ -332,6 +371,7 @@ class BlockedTests(FleetCase):
 
     def test_one_that_ends_by_itself_is_not_killed_any_more(self):
         first, *_ = self.blocked()
+        self.turn()
         first.die(None, signal.SIGSEGV)
         self.turn(5)
         self.assertEqual(first.process.killed, [STACKS_SIGNAL])
@@ -369,10 +409,3 @@ class BlockedTests(FleetCase):
         self.resized(1)
         self.turn(2)
         self.assertIn(("return", 1), spawned[0].told)
-
-    def test_clients_reach_the_socket_of_the_blocked_one_all_the_time(self):
-        self.blocked()
-        self.turn()
-        for _ in range(20):
-            with socket.create_connection(("127.0.0.1", self.ports[0]), 5):
-                pass

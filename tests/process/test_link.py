@@ -75,6 +75,68 @@ class MemoryFileTests(SynchronousTestCase):
         self.assertEqual(open_descriptors(), before)
 
 
+class WorkerSide(link.Line):
+    """Notes what it is lent, and closes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lent: list[tuple[int, int]] = []
+        self.lacked = 0
+
+    @link.Lend.responder
+    def lend(self, slot: int, address: str, listening: int) -> dict[str, Any]:
+        self.lent.append((slot, os.fstat(listening).st_ino))
+        os.close(listening)
+        return {}
+
+    def lacks_descriptor(self) -> None:
+        self.lacked += 1
+
+
+class PassedTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.master, self.worker = link.Line(), WorkerSide()
+        self.master.makeConnection(FakeTransport())
+        self.worker.makeConnection(FakeTransport())
+        self.fds = [link.memory_file("test") for _ in range(3)]
+        for fd in self.fds:
+            self.addCleanup(os.close, fd)
+        self.before = open_descriptors()
+
+    def lend(self, slot: int) -> Any:
+        asked = self.master.callRemote(link.Lend, slot=slot, address="", listening=self.fds[slot])
+        return asked.addErrback(lambda failure: failure.type)  # unhandled, it ends the link
+
+    def talk(self) -> None:
+        self.master.transport.deliver(self.worker)
+        self.worker.transport.deliver(self.master)
+
+    def inode(self, slot: int) -> int:
+        return os.fstat(self.fds[slot]).st_ino
+
+    def test_each_command_has_its_own(self):
+        answers = [self.lend(slot) for slot in (2, 0, 1)]
+        self.talk()
+        self.assertEqual([self.successResultOf(each) for each in answers], [{}] * 3)
+        self.assertEqual(self.worker.lent, [(slot, self.inode(slot)) for slot in (2, 0, 1)])
+        self.assertEqual(open_descriptors(), self.before)
+
+    def test_one_that_could_not_come_refuses_its_command_and_no_other(self):
+        answers = [self.lend(slot) for slot in range(3)]
+        os.close(self.master.transport.descriptors.pop(0))  # as the kernel does, with MSG_CTRUNC
+        self.talk()
+        results = [self.successResultOf(each) for each in answers]
+        self.assertEqual(results, [link.NoDescriptor, {}, {}])
+        self.assertEqual(self.worker.lent, [(slot, self.inode(slot)) for slot in (1, 2)])
+        self.assertEqual(self.worker.lacked, 1)
+        self.assertTrue(self.worker.transport.connected)
+
+    def test_what_was_for_nobody_is_closed_at_the_end(self):
+        self.worker.fileDescriptorReceived(os.dup(self.fds[0]))
+        self.worker.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(open_descriptors(), self.before)
+
+
 class LineTests(SynchronousTestCase):
     def connected(self) -> link.Line:
         end = link.Line()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import signal
 import socket
 
 from ccserver.errors import StartError
 from ccserver.process import control
-from ccserver.process.worker import EXIT_APP, EXIT_START
+from ccserver.process.worker import EXIT_APP, EXIT_CONFIG, EXIT_START
 from tests.process.masters import MasterCase
 from tests.support import texts
 
@@ -30,6 +32,27 @@ class StartTests(MasterCase):
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(self.settings.control.path)
         self.assertEqual(self.reactor.processes, [])
+
+    def test_as_many_descriptors_as_may_be_are_allowed_before_the_ports_are_opened(self):
+        asked: list[object] = []
+
+        def note(which: int, limits: tuple[int, int]) -> None:
+            asked.append((limits, len(made._listening.of_slot(0))))
+
+        made = self.made()
+        self.patch(resource, "getrlimit", lambda which: (128, 4096))
+        self.patch(resource, "setrlimit", note)
+        made.privilegedStartService()
+        self.assertEqual(asked, [((4096, 4096), 0)])
+
+    def test_workers_are_not_to_close_a_descriptor_that_is_beyond_the_limit(self):
+        made = self.made()
+        passed = fcntl.fcntl(0, fcntl.F_DUPFD, 900)
+        self.addCleanup(os.close, passed)
+        self.patch(resource, "getrlimit", lambda which: (900, 900))
+        self.patch(resource, "setrlimit", lambda which, limits: None)
+        made.privilegedStartService()
+        self.assertFalse(os.get_inheritable(passed))
 
     def test_a_log_that_cannot_be_opened_is_told(self):
         os.mkdir(self.path)
@@ -123,10 +146,16 @@ class FirstStartTests(MasterCase):
         self.assertEqual(self.exits, [EXIT_START])
         self.assertIn("cannot start: start hook raised", self.said())
 
+    def test_a_configuration_that_a_worker_finds_wrong_is_status_1(self):
+        (each,) = self.started(1)
+        each.failed(EXIT_CONFIG, "a.conf:1: DBInfo names no database")
+        self.assertEqual(self.exits, [EXIT_CONFIG])
+        self.assertIn("cannot start: a.conf:1: DBInfo names no database", self.said())
+
     def test_one_of_several_is_enough(self):
         first, second = self.started(2)
         first.ready()
-        second.die(EXIT_APP)
+        second.failed(EXIT_APP, "no application")
         self.assertEqual((self.exits, self.reactor.stops), ([EXIT_APP], 1))
 
     def test_all_failing_at_once_stop_the_reactor_once(self):
@@ -134,6 +163,7 @@ class FirstStartTests(MasterCase):
             each.failed(EXIT_APP, "no application")
         self.assertEqual(self.reactor.stops, 1)
         self.assertEqual(self.exits, [EXIT_APP])
+        self.assertEqual(self.said().count("no application"), 1, "once, whoever says it")
 
     def test_the_workers_that_did_start_are_stopped_at_once(self):
         first, second = self.started(2)

@@ -87,8 +87,22 @@ class UpgradeTests(PidFileCase):
         pid = self.process("ccserver")
         self.write(pid, ".oldbin")
         error = self.assertRaises(OperationFailed, self.file.step_aside)
-        self.assertIn(f"pid {pid}", str(error))
+        self.assertIn(f"process {pid}", str(error))
         self.assertEqual(self.names(), ["twistd.pid", "twistd.pid.oldbin"])
+
+    def test_aside_it_stays_there_for_the_next_new_master(self):
+        self.file.step_aside()
+        self.write(2**22 + 1)  # one that failed, when the file could not come back
+        self.file.step_aside()
+        self.assertEqual(self.file.path, self.path + ".oldbin")
+        self.assertEqual(self.names(), ["twistd.pid", "twistd.pid.oldbin"])
+
+    def test_a_master_that_has_its_name_by_now_is_not_overwritten(self):
+        self.file.step_aside()
+        pid = self.process("ccserver")
+        self.write(pid)
+        error = self.assertRaises(OperationFailed, self.file.step_aside)
+        self.assertIn(f"process {pid}", str(error))
 
     def test_a_file_that_it_left_behind_is_in_nobodys_way(self):
         self.write(self.process(), ".oldbin")

@@ -167,6 +167,13 @@ class PrepareTests(FleetCase):
         self.failureResultOf(prepared, OperationFailed)
         self.successResultOf(stopped)
 
+    def test_a_server_that_has_begun_to_stop_starts_nobody(self):
+        self.serving(1)
+        self.fleet.stop(True)
+        for numbers in ((0,), ()):
+            self.failureResultOf(self.prepared(*numbers), OperationFailed)
+        self.assertEqual(len(self.workers()), 1)
+
     def test_a_worker_that_dies_meanwhile_is_replaced_by_one_of_its_own_generation(self):
         first, _ = self.serving()
         prepared = self.prepared(0, 1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ccserver.process.upkeep import Upkeep
+from ccserver.process.selection import ConnectionFilter
 from tests.process.test_upkeep import UpkeepCase
-from tests.process.workers import FakeWorkerProcess
+from tests.process.workers import FakeWorkerProcess, lose_descriptors
 
 
-class ReliefTests(UpkeepCase):
+class ReliefCase(UpkeepCase):
     def setUp(self) -> None:
         super().setUp()
         self.all: list[FakeWorkerProcess] = []
@@ -31,6 +31,8 @@ class ReliefTests(UpkeepCase):
         self.all[number].told.clear()
         return kinds
 
+
+class ReliefTests(ReliefCase):
     def test_connections_beyond_wait_from_the_beginning_if_there_are_others(self):
         self.begin()
         self.assertEqual(self.said_to(0), [("wait", True)])
@@ -91,10 +93,94 @@ class ReliefTests(UpkeepCase):
         self.beat(True, False)
         self.assertEqual([each[0] for each in self.said_to(1)].count("lend"), 1)
 
-    def test_while_the_fleet_is_changed_nothing_is_done(self):
+    def test_it_goes_on_while_the_fleet_is_changed(self):
         self.begin()
         self.said_to(1)
-        self.upkeep: Upkeep
-        self.patch(self.upkeep._administration, "doing", "reload")
+        self.patch(self.administration, "doing", "reload")
         self.beat(True, False)
+        self.assertEqual(self.said_to(1)[0][:2], ("lend", 0))
+
+    def test_a_helper_without_a_descriptor_for_the_socket_is_none(self):
+        self.begin()
+        self.said_to(1)
+        lose_descriptors(self, self.all[1])
+        self.beat(True, False)
+        self.assertEqual(self.said_to(1), [("wait", False), ("return", 0)])
+        self.assertEqual([place.lender for place in self.fleet.places], [None, None])
+
+
+class SilenceTests(ReliefCase):
+    """Two workers, of which the first gives no sign of life; it is no news that would tell."""
+
+    def silenced(self, seconds: float) -> None:
+        """Time goes by in which only the second one beats."""
+        self.begin()
+        self.said_to(1)
+        self.silent.add(self.all[0])
+        self.figures[self.all[1]] = {"full": False, "connections": 5}
+        self.live(seconds)
+
+    def test_a_beat_that_comes_late_is_no_silence(self):
+        self.silenced(1.0)
         self.assertEqual(self.said_to(1), [])
+
+    def test_another_accepts_for_it_long_before_it_is_killed(self):
+        self.silenced(2.5)
+        self.assertEqual(
+            self.said_to(1), [("lend", 0, f"127.0.0.1:{self.ports[0]}"), ("wait", False)]
+        )
+        self.assertEqual(self.all[0].process.killed, [])
+
+    def test_that_ends_with_the_silence(self):
+        self.silenced(2.5)
+        self.said_to(1)
+        self.beat(False, False)
+        self.assertEqual(self.said_to(1), [("return", 0), ("wait", True)])
+
+    def test_it_is_no_help_for_who_is_full(self):
+        self.silenced(2.5)
+        self.figures[self.all[1]] = {"full": True, "connections": 20}
+        self.all[0].told.clear()
+        self.live(1)
+        self.assertEqual(self.said_to(0), [])
+        self.assertEqual(self.said_to(1)[-1], ("return", 0))
+
+    def test_who_helped_and_is_silent_is_replaced_by_another(self):
+        self.begin(3)
+        self.beat(True, False, False)
+        (helper,) = [each for each in (1, 2) if "lend" in [told[0] for told in self.said_to(each)]]
+        other = 3 - helper
+        self.figures[self.all[0]] = {"full": True, "connections": 20}
+        self.figures[self.all[other]] = {"full": False, "connections": 9}
+        self.silent.add(self.all[helper])
+        self.live(2.5)
+        self.assertEqual(
+            sorted(each[1] for each in self.said_to(other) if each[0] == "lend"), [0, helper]
+        )
+
+    def test_rebalancing_leaves_it_out(self):
+        self.begin(3)
+        self.silent.add(self.all[0])
+        for each, count in zip(self.all, (0, 90, 0), strict=True):
+            each.beat(full=False, connections=count)
+            self.figures[each] = {"full": False, "connections": count}
+        self.live(2.5)
+        result = self.did(self.administration.rebalance(lambda text: None))
+        self.assertEqual(result["handed_over"], 45)
+        self.assertNotIn("take", self.all[0].told)
+
+    def test_the_status_says_so(self):
+        self.silenced(2.5)
+        rows = self.successResultOf(self.administration.status())["workers"]
+        self.assertEqual([row["state"] for row in rows], ["silent", "ready"])
+
+    def test_its_connections_and_a_kick_are_not_waited_for(self):
+        self.silenced(2.5)
+        for each in self.all:
+            each.end.rows = [{"id": 1, "peer": "10.0.0.1:5000", "server": "10.0.0.1:5678"}]
+        self.all[0].end.holding.update(("list", "kick"))
+        asked = self.administration.connections(ConnectionFilter(), "id", 10)
+        kicked = self.administration.kick(1)
+        self.turn()
+        self.assertEqual(self.successResultOf(asked)["total"], 1)
+        self.assertTrue(self.successResultOf(kicked))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from typing import Any
 
-from ccserver.process import link
-from ccserver.process.fleet import KILL_GRACE, LOOK_AGAIN
+from twisted.internet.defer import FirstError
+
+from ccserver.process import link, transfers
+from ccserver.process.ending import KILL_GRACE
+from ccserver.process.fleet import LOOK_AGAIN
 from ccserver.process.serving import HOOK_TIMEOUT
+from ccserver.process.transfers import Leaver
 from ccserver.process.workers import Handed
 from tests.process.fleets import FleetCase
 from tests.process.workers import FakeWorkerProcess
@@ -23,7 +29,7 @@ class CommitTests(FleetCase):
         self.assertEqual([first.told, second.told], [gave, gave])
         self.assertEqual([third.told, fourth.told], [["serve", "take"]] * 2)
         self.assertEqual(self.successResultOf(done), Handed(80, {}))
-        self.assertEqual(self.fleet.handed_over, 80)
+        self.assertEqual(self.fleet.transfers.moved, 80)
         for source, target in ((first, third), (second, fourth)):
             source.end.channels[0].sendall(b"connection")
             self.assertEqual(target.end.channels[0].recv(100), b"connection")
@@ -61,7 +67,7 @@ class CommitTests(FleetCase):
         done = self.replaced()
         self.turn()
         self.assertEqual(self.successResultOf(done), Handed(31, {"tls": 6, "handler": 1}))
-        self.assertEqual(self.fleet.left, {"tls": 6, "handler": 1})
+        self.assertEqual(self.fleet.transfers.left, {"tls": 6, "handler": 1})
         self.assertIn("31 connections handed over, not: 1 handler, 6 tls", self.said())
         self.assertEqual(first.told[-1], ("stop", True, 9.0))
 
@@ -170,6 +176,39 @@ class DeathTests(FleetCase):
         self.assertEqual(self.successResultOf(done), Handed(6, {}))
         self.assertEqual(answers, [])
 
+    def test_what_a_target_has_no_room_for_another_takes(self):
+        first, _second = self.serving()
+        first.end.connections = 6
+        first.end.answers = answers = [(4, {"target": 2}), (2, {})]
+        done = self.replaced()
+        self.turn()
+        self.assertEqual(self.successResultOf(done), Handed(6, {}))
+        self.assertEqual(answers, [])
+
+    def test_where_nobody_has_room_that_is_why_they_stay(self):
+        (first,) = self.serving(1)
+        first.end.connections = 6
+        first.end.answers = [(4, {"target": 2}), *[(0, {"target": 2})] * 9]
+        done = self.replaced()
+        self.turn()
+        self.assertEqual(self.successResultOf(done), Handed(4, {"target": 2}))
+
+    def test_a_target_that_is_silent_is_none_where_there_is_another(self):
+        first, _second = self.serving()
+        first.end.connections = 6
+        prepared = self.prepared(0, 1)
+        third, fourth = self.workers(since=2)
+        third.ready()
+        fourth.ready()
+        third.end.holding.add("take")  # it is stopped
+        done = self.committed(self.successResultOf(prepared), 2)
+        for _ in range(22):
+            self.turn(0.5)
+            fourth.beat()
+        self.turn()
+        self.assertEqual(self.successResultOf(done), Handed(6, {}))
+        self.assertEqual(third.told.count("take"), 1)
+
     def test_all_targets_dead_and_nobody_else_they_stay_and_are_drained(self):
         (first,) = self.serving(1)
         first.end.connections = 6
@@ -232,12 +271,67 @@ class DeathTests(FleetCase):
         done = self.resized_from(first)
         self.assertEqual(self.successResultOf(done), Handed(0, {"lost": 9}))
 
+    def test_of_many_who_take_in_place_of_a_dead_one_each_gets_a_part(self):
+        first, *_ = self.serving(8)
+        first.end.connections = 80
+        first.end.answers = [(0, {"channel": 80})]
+        done = self.replaced(0)
+        self.turn()
+        self.assertEqual(self.successResultOf(done), Handed(80, {}))
+        gave = [each[1] for each in first.told if each[0] == "give"]
+        self.assertEqual(gave, [link.ALL, *[10] * 7, link.ALL])
+
+    def test_a_hand_over_that_never_gets_on_comes_to_an_end(self):
+        first, _ = self.serving()
+        first.end.connections = 6
+        first.end.answers = answers = [(0, {"channel": 6})] * 100
+        done = self.replaced(0)
+        self.turn()
+        self.assertEqual(self.successResultOf(done), Handed(0, {"channel": 6}))
+        self.assertEqual(len(answers), 100 - 1 - transfers.RETRIES)
+
     def resized_from(self, source: FakeWorkerProcess) -> Any:
         """A hand-over of a source to several targets, in which its link ends before it does."""
         process = self.fleet.places[0].worker
         others = [place.worker for place in self.fleet.places[1:]]
-        done = self.begin(self.fleet._leave([(process, others)], self.progress.append))
+        done = self.begin(
+            self.fleet.transfers.leave(
+                [Leaver(process, others)], self.fleet.any_serving, self.progress.append
+            )
+        )
         self.turn()
         source.unlink()
         self.turn()
         return done
+
+
+class FaultTests(FleetCase):
+    """Connections cannot be handed over: who has them ends them, and goes."""
+
+    def test_without_descriptors_for_channels_they_are_drained(self):
+        def fail() -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        first, second = self.serving()
+        first.end.connections = second.end.connections = 6
+        prepared = self.prepared(0, 1)
+        for each in self.workers(since=2):
+            each.ready()
+        self.patch(socket, "socketpair", fail)
+        done = self.committed(self.successResultOf(prepared), 2)
+        self.turn()
+        self.assertEqual(self.successResultOf(done), Handed(0, {"channel": 12}))
+        self.assertEqual([first.told[-1], second.told[-1]], [("stop", True, 9.0)] * 2)
+
+    def test_a_bug_keeps_nobody_who_leaves(self):
+        async def fail(*arguments: Any) -> None:
+            raise ValueError("a bug")
+
+        first, second = self.serving()
+        first.end.connections = second.end.connections = 6
+        self.patch(transfers, "hand_over", fail)
+        done = self.replaced()
+        self.turn()
+        self.failureResultOf(done, FirstError)
+        self.assertEqual([first.told[-1], second.told[-1]], [("stop", True, 9.0)] * 2)
+        self.assertEqual(self.flushLoggedErrors(), [])

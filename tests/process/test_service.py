@@ -7,7 +7,8 @@ import signal
 import socket
 from typing import Any
 
-from ccserver.process.fleet import KILL_GRACE
+from ccserver.errors import OperationFailed
+from ccserver.process.ending import KILL_GRACE
 from ccserver.process.service import ECHO
 from ccserver.process.serving import HOOK_TIMEOUT
 from tests.process.masters import MasterCase
@@ -28,6 +29,12 @@ class StopTests(MasterCase):
             workers = self.serving()
             self.stopped(number)
             self.assertEqual([each.told[1:] for each in workers], [[("stop", True, 9.0)]] * 2)
+
+    def test_from_the_signal_on_nothing_else_is_begun(self):
+        self.serving()
+        self.send(signal.SIGTERM)
+        asked = self.master._administration.upgrade(lambda text: None)
+        self.assertIn("stopping", str(self.failureResultOf(asked, OperationFailed).value))
 
     def test_int_stops_at_once(self):
         workers = self.serving()
@@ -77,8 +84,18 @@ class StopTests(MasterCase):
         self.turn(1)
         self.send(signal.SIGTERM)
         self.assertEqual(each.told[1:], [("stop", True, 9.0), ("stop", False, 0.0)])
+        self.assertIn("SIGTERM again: stopping at once", self.said())
         self.turn(KILL_GRACE + 0.1)
         self.assertTrue(each.killed)
+
+    def test_the_first_signal_is_the_second_wish_where_a_command_was_the_first(self):
+        (each,) = self.serving(1)
+        self.master.stop_later(True)
+        self.turn()
+        self.master.stopService()
+        self.send(signal.SIGTERM)
+        self.assertEqual(each.told[1:], [("stop", True, 9.0), ("stop", False, 0.0)])
+        self.assertIn("SIGTERM received: stopping at once", self.said())
 
     def test_the_same_signal_twice_in_a_moment_is_one(self):
         (each,) = self.serving(1)

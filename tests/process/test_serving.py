@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.app import App
 from ccserver.config import Config
-from ccserver.errors import StartError
+from ccserver.errors import ConfigError, StartError
 from ccserver.net.giver import Report
 from ccserver.net.transport import DirectPort
 from ccserver.process import serving
@@ -109,7 +109,16 @@ class StartTests(ServerCase):
         prepared = Deferred.fromCoroutine(self.made().prepare())
         error = self.failureResultOf(prepared, StartError).value
         self.assertEqual(str(error), "start hook broken raised ValueError: no database")
-        self.flushLoggedErrors(ValueError)
+        self.assertIsInstance(error.__cause__, ValueError)
+
+    def test_a_start_hook_may_refuse_the_configuration_in_its_own_words(self):
+        @self.app.on_worker_start
+        async def refuse(worker: Any) -> None:
+            raise ConfigError("DBInfo names no database")
+
+        prepared = Deferred.fromCoroutine(self.made().prepare())
+        error = self.failureResultOf(prepared, ConfigError).value
+        self.assertEqual(str(error), "DBInfo names no database")
 
     def test_sockets_that_were_never_served_are_closed_at_the_end(self):
         self.prepared()
@@ -356,6 +365,15 @@ class GiveTests(ServerCase):
         self.with_connections(*(FakeConnection(id) for id in range(5)))
         self.assertEqual(self.give(3, Report(3, {})), [0, 1, 2])
         self.assertEqual(self.give(None, Report(5, {})), [0, 1, 2, 3, 4])
+
+    def test_those_that_a_target_has_no_room_for_are_given_to_the_next(self):
+        self.with_connections(FakeConnection(0, "tls"), FakeConnection(1), FakeConnection(2))
+        self.assertEqual(self.give(None, Report(0, {"tls": 1, "target": 2})), [0, 1, 2])
+        self.assertEqual(self.give(None, Report(2, {})), [0, 1, 2])
+        self.server.stop_accepting()
+        self.assertEqual(self.give(None, Report(0, {"tls": 1, "target": 2})), [0, 1, 2])
+        self.assertEqual(self.give(None, Report(0, {"state": 2})), [1, 2])
+        self.assertEqual(self.give(None, Report(0, {})), [])
 
     def test_where_nobody_has_to_go_those_that_cannot_are_not_asked(self):
         self.with_connections(FakeConnection(0, "tls"), FakeConnection(1), FakeConnection(2))

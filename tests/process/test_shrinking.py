@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, FirstError, succeed
 
 from ccserver.errors import OperationFailed
-from ccserver.process import link
+from ccserver.process import link, transfers
 from ccserver.process.listening import STEER_GRACE, Listening
 from ccserver.process.moment import Moment
 from ccserver.process.workers import Handed
@@ -19,13 +19,15 @@ from tests.process.workers import FakeWorkerProcess
 class FakeTarget:
     """A worker of another master."""
 
-    def __init__(self) -> None:
+    def __init__(self, *answers: bool) -> None:
+        """@param answers: the first ones to whether it takes; then it does."""
         self.gone: Moment[Any] = Moment()
         self.channels: list[socket.socket] = []
+        self._answers = list(answers)
 
     def take(self, channel: socket.socket) -> Deferred[bool]:
         self.channels.append(channel.dup())
-        return succeed(True)
+        return succeed(self._answers.pop(0) if self._answers else True)
 
 
 class ShrinkTests(FleetCase):
@@ -91,6 +93,18 @@ class ShrinkTests(FleetCase):
         self.turn(2)
         copies = len(self.workers()[0].end.channels) + len(self.workers()[1].end.channels)
         self.assertEqual(self.descriptors() - copies, before - 1)
+
+    def test_a_bug_in_the_hand_over_leaves_nobody_steered(self):
+        async def fail(*arguments: Any) -> None:
+            raise ValueError("a bug")
+
+        _, second = self.serving()
+        second.end.connections = 5
+        self.patch(transfers, "hand_over", fail)
+        done = self.resized(1)
+        self.turn(STEER_GRACE + 0.1)
+        self.failureResultOf(done, FirstError)
+        self.assertEqual([name for name, _, _ in self.steered], ["steer", "release", "unsteer"])
 
     def test_growing_starts_more_and_steers_nobody(self):
         self.serving()
@@ -166,6 +180,29 @@ class DepartTests(FleetCase):
             (channel,) = target.channels
             channel.close()
 
+    def test_where_a_worker_of_the_new_master_dies_its_slot_is_tried_again(self):
+        first, second = self.serving()
+        first.end.connections = second.end.connections = 4
+        second.end.answers = [(1, {"channel": 3}), (3, {})]
+        targets = FakeTarget(False), FakeTarget()
+        done = self.departed(*targets)
+        self.turn()
+        self.assertEqual(self.successResultOf(done), Handed(8, {}))
+        for target in targets:
+            for channel in target.channels:
+                channel.close()
+
+    def test_however_many_refuse_each_is_asked(self):
+        (first,) = self.serving(1)
+        first.end.connections = 4
+        targets = [*(FakeTarget(False, False) for _ in range(5)), FakeTarget()]
+        done = self.departed(*targets)
+        self.turn()
+        self.assertEqual(self.successResultOf(done), Handed(4, {}))
+        for target in targets:
+            for channel in target.channels:
+                channel.close()
+
     def test_targets_that_are_gone_take_nothing_and_it_ends_what_it_has(self):
         (first,) = self.serving(1)
         first.end.connections = 4
@@ -210,6 +247,17 @@ class MoveTests(FleetCase):
         self.turn()
         self.assertEqual(self.successResultOf(done), Handed(0, {}))
         self.assertEqual(first.told, ["serve"])
+
+    def test_nor_to_or_from_one_that_is_silent(self):
+        first, second = self.serving()
+        first.end.connections = 10
+        self.turn(1)
+        second.beat()
+        self.turn(1)
+        done = self.moved((0, 1, 4), (1, 0, 4))
+        self.turn()
+        self.assertEqual(self.successResultOf(done), Handed(0, {}))
+        self.assertEqual((first.told, second.told), (["serve"], ["serve"]))
 
     def test_a_target_that_dies_leaves_those_where_they_are(self):
         first, second = self.serving()

@@ -12,6 +12,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Config
+from ccserver.core import checksum
 from ccserver.errors import OperationFailed, StartError
 from ccserver.net.transport import DirectPort
 from ccserver.process import service
@@ -117,7 +118,7 @@ class LifeTests(SingleCase):
     def test_an_application_that_cannot_be_loaded_is_status_4(self):
         self.serving("app = 5\n")
         self.assertEqual((self.exits, self.reactor.stops), ([EXIT_APP], 1))
-        self.flushLoggedErrors()
+        self.assertEqual(self.said().count("is a int, not an App"), 1)
 
     def test_a_start_hook_that_raises_is_status_3(self):
         self.serving(
@@ -189,6 +190,17 @@ class OperationTests(SingleCase):
         (row,) = status["workers"]
         self.assertEqual((row["slot"], row["pid"], row["state"]), (0, os.getpid(), "ready"))
         self.assertEqual((row["connections"], row["age"], row["restarts"]), (0, 3.0, 0))
+        self.assertIsInstance(status["compiled"], bool)
+        self.assertEqual((status["checksum"], status["certificates"]), (checksum.NAME, []))
+
+    def test_its_certificates_are_its_own_and_not_its_worker_s(self):
+        single = self.serving()
+        figures = {"certificates": {"/a.pem": 1_800_000_000.0}}
+        self.patch(single._server, "figures", lambda: dict(figures))
+        status = self.status()
+        (certificate,) = status["certificates"]
+        self.assertEqual(certificate["not_after"], "2027-01-15T08:00:00Z")
+        self.assertNotIn("certificates", status["workers"][0])
 
     def test_before_it_serves_and_while_it_stops_it_has_one_too(self):
         single = self.made()

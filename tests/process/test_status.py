@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ccserver.config import Config
+from ccserver.core import checksum
 from ccserver.errors import OperationFailed
 from ccserver.process.selection import ConnectionFilter
+from ccserver.process.status import server_status
 from tests.process.fleets import AdministrationCase
 
 
@@ -33,6 +36,8 @@ class StatusTests(AdministrationCase):
         self.assertEqual((status["handed_over"], status["left"]), (0, {}))
         self.assertEqual((status["refused"], status["closed"]), ({}, {}))
         self.assertIsInstance(status["compiled"], bool)
+        self.assertEqual(status["checksum"], checksum.NAME)
+        self.assertEqual(status["certificates"], [])
         self.assertIsInstance(status["version"], str)
         self.assertEqual(len(status["workers"]), 2)
 
@@ -53,9 +58,20 @@ class StatusTests(AdministrationCase):
                 "packets_per_second": 50.0,
                 "restarts": 0,
                 "memory": 1 << 20,
+                "lag_ms": None,
+                "overloaded": None,
                 **figures,
             },
         )
+
+    def test_a_place_that_waits_for_its_next_worker_has_the_same_keys(self):
+        self.administered()
+        for _ in range(3):
+            self.workers()[-1 if len(self.workers()) > 2 else 0].die()
+            self.turn()
+        ready, waiting = self.status()["workers"]
+        self.assertEqual((waiting["state"], waiting["pid"]), ("waiting", None))
+        self.assertEqual(set(waiting), set(ready))
 
     def test_a_worker_that_is_overloaded_is_told_so(self):
         self.administered()
@@ -128,6 +144,46 @@ class StatusTests(AdministrationCase):
         self.assertEqual((told["result"], told["reason"]), ("failed", "ZeroDivisionError"))
 
 
+class CertificateTests(AdministrationCase):
+    TEXT = "Listen = 10.0.0.1:1 tls, 10.0.0.1:2, [::1]:3 tls proxy\nProxyFrom = ::1\n"
+    NOW = 1_800_000_000.0
+
+    def told(self, *ends: dict[str, float]) -> Any:
+        """The certificates, where these workers have such."""
+        config = Config.parse(f"{self.TEXT}TlsCertificate = /a.pem, /b.pem\n")
+        figures = [{"certificates": each} for each in ends]
+        return server_status(config, (), [*figures, {}], lambda: self.NOW)["certificates"]
+
+    def test_each_has_its_listeners_and_its_end(self):
+        first, second = self.told({"/a.pem": self.NOW + 86400 * 29.58, "/b.pem": self.NOW - 1})
+        self.assertEqual(
+            first,
+            {
+                "path": "/a.pem",
+                "listening": ["10.0.0.1:1", "[::1]:3"],
+                "not_after": "2027-02-13T21:55:12Z",
+                "days_left": 29.5,
+            },
+        )
+        self.assertEqual((second["path"], second["not_after"]), ("/b.pem", "2027-01-15T07:59:59Z"))
+
+    def test_days_are_negative_from_the_end_on_and_not_before(self):
+        for seconds, days in ((8641, 0.1), (1, 0.0), (0, 0.0), (-1, -0.1), (-86400, -1.0)):
+            (told,) = self.told({"/a.pem": self.NOW + seconds})
+            self.assertEqual(told["days_left"], days)
+
+    def test_as_long_as_one_worker_has_the_old_one_it_is_told(self):
+        (told,) = self.told({"/a.pem": self.NOW + 86400}, {"/a.pem": self.NOW}, {"/a.pem": 9e9})
+        self.assertEqual(told["days_left"], 0.0)
+
+    def test_they_are_those_of_the_workers_that_serve(self):
+        self.administered()
+        self.workers()[0].beat(certificates={"/a.pem": self.NOW})
+        status = self.successResultOf(self.administration.status())
+        self.assertEqual([each["path"] for each in status["certificates"]], ["/a.pem"])
+        self.assertNotIn("certificates", status["workers"][0])
+
+
 class ConnectionTests(AdministrationCase):
     def rows(self, **filter: Any) -> Any:
         asked = self.administration.connections(ConnectionFilter(**filter), "id", 3)
@@ -162,6 +218,8 @@ class ConnectionTests(AdministrationCase):
         first.end.holding.add("list")
         asked = self.administration.connections(ConnectionFilter(), "id", 10)
         self.turn(60)
+        for each in (first, second):
+            each.beat()
         self.assertEqual(self.successResultOf(asked)["total"], 2)
         second.unlink()
         first.end.holding.clear()

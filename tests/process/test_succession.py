@@ -10,17 +10,15 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
-from ccserver.errors import OperationFailed, StartError
-from ccserver.process.control import ControlSocket
+from ccserver.errors import OperationFailed
+from ccserver.process import link
+from ccserver.process.fleet import LOOK_AGAIN
 from ccserver.process.host import Host
 from ccserver.process.moment import Moment
 from ccserver.process.pidfile import PidFile
-from ccserver.process.succession import START_GRACE, Succession
-from ccserver.process.upgrade import Inheritance
+from ccserver.process.succession import MORE_WORKERS, START_GRACE, Succession
 from ccserver.process.worker import EXIT_APP, EXIT_START
 from tests.process.fleets import FakeSystemd, FleetCase
-from tests.process.masters import MasterCase
-from tests.process.test_listening import free_port
 
 
 class SuccessionCase(FleetCase):
@@ -35,7 +33,8 @@ class SuccessionCase(FleetCase):
         self.options = {"pidfile": self.pid_path}
         systemd: Any = self.systemd
         host = Host(systemd, PidFile(self.options))
-        self.succession = Succession(self.reactor, host, "/srv")
+        self.master = FakeOldMaster(self.files)
+        self.succession = Succession(self.reactor, host, "/srv", "/srv/control", self.master)
         self.successors: list[FakeSuccessor] = []
         case = self
 
@@ -52,6 +51,20 @@ class SuccessionCase(FleetCase):
         return sorted(name for name in os.listdir(self.folder) if "pid" in name)
 
 
+class FakeOldMaster:
+    """This master: notes what it is asked for, and the pid files that there are then."""
+
+    def __init__(self, files: Any) -> None:
+        self.told: list[Any] = []
+        self._files = files
+
+    def open_control(self) -> None:
+        self.told.append(("control", self._files()))
+
+    def fail(self, status: int, reason: str) -> None:
+        self.told.append((status, reason))
+
+
 class FakeSuccessor:
     """A new master as L{Succession} sees it."""
 
@@ -62,6 +75,8 @@ class FakeSuccessor:
         self.gone: Moment[None] = Moment()
         self.started: tuple[Any, ...] = ()
         self.withdrawn = 0
+        self.retires = False
+        self.timeout = 0.0
         self.channels: list[tuple[int, socket.socket]] = []
         self.error: Exception | None = None
 
@@ -70,7 +85,8 @@ class FakeSuccessor:
         if self.error is not None:
             raise self.error
 
-    def slots(self, count: int) -> list[Any]:
+    def slots(self, count: int, timeout: float) -> list[Any]:
+        self.timeout = timeout
         return [FakeSlot(self, number) for number in range(count)]
 
     def withdraw(self) -> None:
@@ -96,6 +112,7 @@ class SuccessionTests(SuccessionCase):
         self.assertIs(listening, self.fleet.listening)
         self.assertGreaterEqual(inheritance.spawned, 2)
         self.assertEqual(inheritance.generation, 2)
+        self.assertEqual(inheritance.control, "/srv/control")
         self.assertEqual(environment["NOTIFY_SOCKET"], "/run/notify")
         self.assertEqual(folder, "/srv")
 
@@ -125,6 +142,8 @@ class SuccessionTests(SuccessionCase):
         self.assertEqual(self.systemd.told, [4711])
         self.assertEqual([first.told[-1], second.told[-1]], [("stop", True, 9.0)] * 2)
         self.assertEqual(self.options["pidfile"], self.pid_path + ".oldbin")
+        self.assertEqual((self.succession.heir, self.master.told), (4711, []))
+        self.assertEqual(successor.timeout, 30)
 
     def assert_as_before(self, done: Any, why: str) -> None:
         self.turn()
@@ -135,6 +154,15 @@ class SuccessionTests(SuccessionCase):
         self.assertFalse(self.successors[0].accepted.over)
         self.assertEqual(self.systemd.told, [])
         self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertIsNone(self.succession.heir)
+
+    def test_when_this_one_stops_none_is_to_take_over(self):
+        self.serving()
+        done = self.upgraded()
+        self.succession.stop()
+        self.assert_as_before(done, "the server is stopping")
+        self.successors[0].loaded.happen(2)
+        self.assertFalse(self.successors[0].accepted.over)
 
     def test_one_that_cannot_serve_changes_nothing(self):
         self.serving()
@@ -164,158 +192,104 @@ class SuccessionTests(SuccessionCase):
         self.failureResultOf(self.upgraded(), OperationFailed)
         self.assertEqual((self.successors, self.files()), ([], ["twistd.pid"]))
 
-    def test_one_that_dies_in_the_midst_of_the_hand_over_leaves_the_rest_to_be_drained(self):
-        first, second = self.serving()
-        first.end.connections, second.end.connections = 5, 7
+
+class BereavementTests(SuccessionCase):
+    """The new master dies when it is the master already."""
+
+    def handing_over(self) -> Any:
+        """An upgrade that a worker with connections keeps busy."""
+        self.first, self.second = self.serving()
+        self.first.end.connections, self.second.end.connections = 5, 7
+        self.second.end.holding = {"give"}
         done = self.upgraded()
         self.successors[0].loaded.happen(2)
+        self.turn()
+        self.assertNoResult(done)
+        self.addCleanup(self.close_channels)
+        return done
+
+    def close_channels(self) -> None:
+        for successor in self.successors:
+            for _, channel in successor.channels:
+                channel.close()
+
+    def test_this_one_is_the_master_again(self):
+        self.handing_over()
+        spawned, unsteered = self.fleet.spawned, []
+        self.patch(self.fleet.listening, "unsteer", lambda: unsteered.append(True))
         self.successors[0].gone.happen(None)
+        self.assertIsNone(self.succession.heir)
+        self.assertEqual(self.master.told, [("control", ["twistd.pid"])])
+        self.assertEqual(self.options["pidfile"], self.pid_path)
+        self.assertEqual(self.systemd.told, [4711, os.getpid()])
+        self.assertIn("process 4711, has ended: this one is the master again", self.said())
+        numbers = [each.order.process_number for each in self.workers(since=2)]
+        self.assertEqual(numbers, [spawned + 2 * MORE_WORKERS, spawned + 2 * MORE_WORKERS + 1])
+        self.assertEqual(unsteered, [True])
+
+    def test_its_slots_get_workers_and_the_connections_that_are_left(self):
+        first, second = self.serving()
+        second.end.connections = 7
+        second.end.answers = [(2, {"channel": 5}), (5, {})]
+        done = self.upgraded()
+        successor = self.successors[0]
+        self.patch(FakeSlot, "take", lambda slot, channel: self.dying(slot, channel))
+        successor.loaded.happen(2)
         self.turn()
-        self.assertEqual(self.successResultOf(done)["left"], {"channel": 12})
+        self.assertEqual(second.told[-1], ("give", link.ALL))
+        self.assertNoResult(done)
+        third, fourth = self.workers(since=2)
+        third.ready()
+        fourth.ready()
+        self.turn(LOOK_AGAIN)
+        why = str(self.failureResultOf(done, OperationFailed).value)
+        self.assertEqual(why, "the new master, process 4711, has ended: this one serves again")
+        self.assertEqual(second.end.connections, 0)
+        self.assertEqual([each.told[0] for each in (third, fourth)], ["serve"] * 2)
         self.assertEqual([first.told[-1], second.told[-1]], [("stop", True, 9.0)] * 2)
+        self.assertEqual(len(self.fleet.serving), 2)
 
+    def dying(self, slot: FakeSlot, channel: socket.socket) -> Deferred[bool]:
+        """Take, and be gone before much has come."""
+        slot.gone.happen(None)
+        return succeed(True)
 
-class FakePredecessor:
-    """An old master as the new one sees it."""
+    def test_a_worker_that_cannot_start_then_is_tried_again(self):
+        self.handing_over()
+        self.successors[0].gone.happen(None)
+        third, _ = self.workers(since=2)
+        third.failed(EXIT_APP, "no module named x")
+        self.turn(0.2)
+        self.assertEqual(self.owner.refusals, [])
+        self.assertEqual(len(self.workers()), 5)
 
-    def __init__(self) -> None:
-        self.inheritance = Inheritance(40, 3)
-        self.gone: Moment[None] = Moment()
-        self.take: Any = None
-        self.counts: list[int] = []
-        self.answer: Deferred[bool] = Deferred()
-        self.refusals: list[str] = []
-        self.told: Deferred[Any] = succeed(None)
+    def test_another_upgrade_is_possible(self):
+        self.handing_over()
+        self.successors[0].gone.happen(None)
+        self.upgraded()
+        self.successors[1].loaded.happen(2)
+        self.assertEqual(self.succession.heir, 4711)
+        self.assertEqual(self.files(), ["twistd.pid.oldbin"])
 
-    def attach(self, reactor: Any, take: Any) -> None:
-        self.take = take
+    def test_one_that_was_told_to_stop_takes_the_server_with_it(self):
+        self.handing_over()
+        self.successors[0].retires = True
+        self.successors[0].gone.happen(None)
+        self.assertEqual((self.succession.heir, self.master.told), (4711, []))
+        self.assertEqual(len(self.workers()), 2)
 
-    def loaded(self, workers: int) -> Deferred[bool]:
-        self.counts.append(workers)
-        return self.answer
+    def test_when_this_one_stops_already_it_says_that_nobody_serves(self):
+        self.handing_over()
+        self.succession.stop()
+        self.successors[0].gone.happen(None)
+        why = "the new master, process 4711, has ended, and this one stops"
+        self.assertEqual(self.master.told, [(EXIT_START, why)])
+        self.assertEqual((len(self.workers()), self.files()), (2, ["twistd.pid.oldbin"]))
 
-    def refuse(self, reason: str) -> Deferred[Any]:
-        self.refusals.append(reason)
-        return self.told
-
-
-class TakeOverTests(MasterCase):
-    """The new master's part of an upgrade."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.old = FakePredecessor()
-        self.opened: list[Any] = []
-        self.patch(ControlSocket, "open", lambda control, **how: self.opened.append(how))
-
-    def begun(self, workers: int = 2) -> Any:
-        old: Any = self.old
-        made = self.made(workers, "", old)
-        made.privilegedStartService()
-        made.startService()
-        self.reactor.advance(0)
-        return self.workers()
-
-    def taken_over(self) -> Any:
-        workers = self.begun()
-        for each in workers:
-            each.ready()
-        self.turn()
-        self.old.answer.callback(True)
-        self.turn()
-        return workers
-
-    def test_its_workers_have_numbers_and_a_generation_of_their_own(self):
-        workers = self.begun()
-        self.assertEqual([each.order.process_number for each in workers], [40, 41])
-        self.assertEqual(self.master._fleet.generation, 3)
-
-    def test_ready_they_wait_for_the_old_one_to_agree(self):
-        first, second = self.begun()
-        first.ready()
-        self.assertEqual(self.old.counts, [])
-        second.ready()
-        self.turn()
-        self.assertEqual(self.old.counts, [2])
-        self.assertEqual([first.told, second.told, self.opened], [[], [], []])
-        self.assertEqual(self.systemd.told, [])
-
-    def test_then_they_serve_and_the_control_socket_is_taken_over(self):
-        workers = self.taken_over()
-        self.assertEqual([each.told for each in workers], [["serve"]] * 2)
-        self.assertEqual(self.opened, [{"take_over": True}])
-        self.assertEqual(self.systemd.told, ["ready"])
-        self.assertIn("ready: 2 worker processes", self.said())
-
-    def test_what_comes_from_the_old_one_goes_to_the_worker_of_that_slot(self):
-        workers = self.taken_over()
-        for slot in (0, 1, 2):
-            ours, theirs = socket.socketpair()
-            with ours, theirs:
-                taken = self.old.take(slot, theirs)
-                self.turn()
-                self.assertTrue(self.successResultOf(taken))
-        self.assertEqual([each.told.count("take") for each in workers], [2, 1])
-
-    def test_before_they_serve_nothing_is_taken(self):
-        self.begun()
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            self.assertFalse(self.successResultOf(self.old.take(0, theirs)))
-
-    def test_when_the_old_one_has_gone_it_goes_on(self):
-        self.taken_over()
-        self.old.gone.happen(None)
-        self.turn(5)
-        self.assertEqual((self.exits, self.reactor.stops), ([], 0))
-
-    def test_an_application_that_cannot_be_loaded_is_told_the_old_one(self):
-        first, second = self.begun()
-        first.ready()
-        second.failed(EXIT_APP, "there is no module named x")
-        self.turn()
-        self.assertEqual(self.old.refusals, ["cannot start: there is no module named x"])
-        self.assertEqual((self.exits, self.reactor.stops), ([EXIT_APP], 1))
-        self.assertTrue(first.killed)
-        self.assertEqual(self.opened, [])
-
-    def test_its_end_waits_until_the_old_one_knows_why_but_not_for_ever(self):
-        for patience, answered in ((0, True), (30, False)):
-            self.old = FakePredecessor()
-            self.old.told = Deferred()
-            (each,) = self.begun(1)[-1:]
-            each.failed(EXIT_APP, "there is no module named x")
-            stopped = self.master.stopService()
-            self.turn()
-            self.assertNoResult(stopped)
-            if answered:
-                self.old.told.callback({})
-            self.turn(patience)
-            self.successResultOf(stopped)
-            self.reactor.stops = 0
-            self.ports = [free_port()]
-
-    def test_an_old_one_that_does_not_agree_ends_it(self):
-        for each in self.begun():
-            each.ready()
-        self.turn()
-        self.old.answer.callback(False)
-        self.old.gone.happen(None)
-        self.assertEqual((self.exits, self.reactor.stops), ([EXIT_START], 1))
-        self.assertIn("the old master goes on without us", self.said())
-        self.assertEqual([each.told for each in self.workers()], [[], []])
-
-    def test_an_old_one_that_dies_while_they_load_ends_it(self):
-        self.begun()
-        self.old.gone.happen(None)
-        self.assertEqual((self.exits, self.reactor.stops), ([EXIT_START], 1))
-
-    def test_a_control_socket_that_cannot_be_opened_does_not_end_it(self):
-        def fail(control: Any, **how: Any) -> None:
-            raise StartError("control socket: Permission denied")
-
-        self.patch(ControlSocket, "open", fail)
-        workers = self.taken_over()
-        self.assertEqual([each.told for each in workers], [["serve"]] * 2)
-        self.assertEqual(self.exits, [])
-        self.assertIn("Permission denied", self.said())
+    def test_its_own_end_is_not_taken_for_that(self):
+        self.handing_over()
+        self.succession.stop()
+        for each in self.workers():
+            each.die(0)
+        self.successors[0].gone.happen(None)
+        self.assertEqual(self.master.told, [])

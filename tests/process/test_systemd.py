@@ -43,10 +43,6 @@ class NotifyTests(SynchronousTestCase):
         self.systemd.ready()
         self.assertEqual(self.told(), ["READY=1"])
 
-    def test_ready_with_a_status(self):
-        self.systemd.ready("serving\non 2 ports")
-        self.assertEqual(self.told(), ["READY=1", "STATUS=serving on 2 ports"])
-
     def test_reloading_says_since_when(self):
         before = time.monotonic_ns() // 1000
         self.systemd.reloading()
@@ -56,13 +52,11 @@ class NotifyTests(SynchronousTestCase):
         self.assertEqual(name, "MONOTONIC_USEC")
         self.assertTrue(before <= int(value) <= time.monotonic_ns() // 1000)
 
-    def test_stopping_status_main_process_and_watchdog(self):
+    def test_stopping_main_process_and_watchdog(self):
         self.systemd.stopping()
-        self.systemd.status("draining, 17 connections left")
         self.systemd.main_pid(4711)
         self.systemd.watchdog()
         self.assertEqual(self.told(), ["STOPPING=1"])
-        self.assertEqual(self.told(), ["STATUS=draining, 17 connections left"])
         self.assertEqual(self.told(), ["MAINPID=4711"])
         self.assertEqual(self.told(), ["WATCHDOG=1"])
 

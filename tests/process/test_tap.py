@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import io
+import json
 import os
 import pwd
 import sys
@@ -23,6 +24,7 @@ from ccserver.process.master import Master
 from ccserver.process.owner import Owner
 from ccserver.process.single import SingleProcess
 from ccserver.process.systemd import Systemd
+from ccserver.process.upgrade import VARIABLE
 from ccserver.tap import Options, makeService, worker_environment
 from tests.support import folder
 
@@ -178,6 +180,12 @@ class ServiceTests(TapCase):
 
     def test_without_workers_it_is_a_single_process(self):
         self.assertIsInstance(self.made("WorkerProcesses = 0"), SingleProcess)
+
+    def test_a_new_master_without_workers_is_one_still_to_say_that_it_cannot(self):
+        told = {"spawned": 7, "generation": 2, "control": "/a"}
+        self.patch(os, "environ", {VARIABLE: json.dumps(told)})
+        self.assertIsInstance(self.made("WorkerProcesses = 0"), Master)
+        self.assertNotIn(VARIABLE, os.environ)
 
     def test_making_it_opens_nothing(self):
         for workers in (0, 2):

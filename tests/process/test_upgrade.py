@@ -44,7 +44,8 @@ class PairCase(SynchronousTestCase):
 
     def executed(self) -> Successor:
         self.old = Successor()
-        self.old.start(self.reactor, self.listening, Inheritance(40, 3), {"A": "B"}, "/srv")
+        inheritance = Inheritance(40, 3, "/srv/control")
+        self.old.start(self.reactor, self.listening, inheritance, {"A": "B"}, "/srv")
         return self.old
 
     def paired(self) -> tuple[Successor, Predecessor]:
@@ -85,7 +86,10 @@ class ExecutionTests(PairCase):
         self.executed()
         (process,) = self.reactor.processes
         self.assertEqual(process.env["A"], "B")
-        self.assertEqual(json.loads(process.env[VARIABLE]), {"spawned": 40, "generation": 3})
+        self.assertEqual(
+            json.loads(process.env[VARIABLE]),
+            {"spawned": 40, "generation": 3, "control": "/srv/control"},
+        )
         (told,) = json.loads(process.env[SOCKETS_VARIABLE]).values()
         self.assertEqual(told, [4, 5])
 
@@ -121,10 +125,11 @@ class ExecutionTests(PairCase):
         self.assertIsNone(Predecessor.found({"A": "B"}))
 
     def test_what_it_goes_on_with_is_for_it_alone(self):
-        environ = {VARIABLE: json.dumps({"spawned": 7, "generation": 2}), "A": "B"}
+        told = {"spawned": 7, "generation": 2, "control": "/a"}
+        environ = {VARIABLE: json.dumps(told), "A": "B"}
         found = Predecessor.found(environ)
         assert found is not None
-        self.assertEqual(found.inheritance, Inheritance(7, 2))
+        self.assertEqual(found.inheritance, Inheritance(7, 2, "/a"))
         self.assertEqual(environ, {"A": "B"})
 
 
@@ -145,7 +150,7 @@ class LinkTests(PairCase):
 
     def test_its_slots_take_through_the_link(self):
         old, _ = self.paired()
-        first, second = old.slots(2)
+        first, second = old.slots(2, 70)
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
@@ -165,9 +170,34 @@ class LinkTests(PairCase):
         self.answer = False
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            taken = old.take(0, theirs)
+            taken = old.take(0, theirs, 70)
             self.talk()
             self.assertFalse(self.successResultOf(taken))
+            self.answer = True
+            again = old.take(0, theirs, 70)
+            self.talk()
+            self.assertTrue(self.successResultOf(again))
+
+    def test_one_that_does_not_answer_in_time_is_asked_no_more(self):
+        old, _ = self.paired()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            taken = old.take(0, theirs, 70)
+            self.reactor.advance(69.9)
+            self.assertNoResult(taken)
+            self.reactor.advance(0.2)
+            self.assertFalse(self.successResultOf(taken))
+            self.assertFalse(self.successResultOf(old.take(1, theirs, 70)))
+            self.talk()
+        self.assertEqual([slot for slot, _ in self.taken], [0])
+        self.assertFalse(old.gone.over)
+
+    def test_it_says_that_it_ends_because_it_was_told_to(self):
+        old, new = self.paired()
+        self.assertFalse(old.retires)
+        new.retire()
+        self.talk()
+        self.assertTrue(old.retires)
 
     def test_refused_it_says_why(self):
         old, new = self.paired()
@@ -219,7 +249,7 @@ class LinkTests(PairCase):
         new.loaded(1)
         self.talk()
         old.accepted.happen(None)
-        (slot,) = old.slots(1)
+        (slot,) = old.slots(1, 70)
         ours, theirs = socket.socketpair()
         with ours, theirs:
             asked = slot.take(theirs)
@@ -236,8 +266,33 @@ class LinkTests(PairCase):
             sorted(self.kills), sorted({(os.getpid(), signal.SIGTERM), (1000, signal.SIGTERM)})
         )
 
+    def test_a_process_that_may_be_somebody_elses_by_now_gets_no_signal(self):
+        old, _ = self.paired()
+        self.unlink()
+        old.withdraw()
+        self.assertEqual(self.kills, [(1000, signal.SIGTERM)])  # our child
+
+    def test_one_that_may_not_be_signalled_is_withdrawn_all_the_same(self):
+        def refuse(pid: int, number: int) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        old, _ = self.paired()
+        self.patch(os, "kill", refuse)
+        old.withdraw()
+        self.assertTrue(self.reactor.adopted[0].transport.aborted)
+
+    def test_it_is_gone_before_what_it_was_asked_fails(self):
+        old, _ = self.paired()
+        seen = []
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            old.take(0, theirs, 70).addCallback(lambda taken: seen.append(old.gone.over))
+            self.unlink()
+        self.assertEqual(seen, [True])
+
     def test_a_new_one_without_a_link_can_still_say_everything(self):
         _, new = self.paired()
         self.unlink()
         new.refuse("no")
+        new.retire()
         self.assertFalse(self.successResultOf(new.loaded(2)))

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Config
+from ccserver.errors import AppError, ConfigError, StartError
 from ccserver.net.transport import DirectPort
 from ccserver.process import link, worker
 from ccserver.process.logs import LineObserver
-from ccserver.process.worker import EXIT_APP, EXIT_START, Order, WorkerProcess
+from ccserver.process.worker import EXIT_APP, EXIT_CONFIG, EXIT_START, Order, WorkerProcess
 from tests.process.test_listening import free_port
 from tests.support import FakeReactor, FakeTransport, folder, logged, open_descriptors, texts
 
@@ -219,7 +220,6 @@ class StartTests(WorkerProcessCase):
         self.assertEqual(status, EXIT_APP)
         self.assertIn("not an App", reason)
         self.assertEqual((process.status, self.reactor.stops), (EXIT_APP, 1))
-        self.flushLoggedErrors()
 
     def test_a_start_hook_that_raises_is_told_too(self):
         process = self.begun(
@@ -229,13 +229,41 @@ class StartTests(WorkerProcessCase):
         self.assertEqual(status, EXIT_START)
         self.assertIn("ValueError: no", reason)
         self.assertEqual((process.status, self.reactor.stops), (EXIT_START, 1))
-        self.flushLoggedErrors()
+        (raised,) = self.flushLoggedErrors(ValueError)
+        self.assertIn("in start", raised.getTraceback())
+
+    def test_a_hook_that_finds_the_configuration_wrong_has_its_own_status_and_words(self):
+        hook = "\n@app.on_worker_start\nasync def start(worker):\n"
+        hook += "    import ccserver\n    raise ccserver.ConfigError('DBInfo names nothing')\n"
+        process = self.begun(APP + hook)
+        self.assertEqual(self.master.heard, [(EXIT_CONFIG, "DBInfo names nothing")])
+        self.assertEqual((process.status, self.reactor.stops), (EXIT_CONFIG, 1))
+
+    def test_systemd_does_not_try_again_what_only_a_change_of_files_can_mend(self):
+        docs = os.path.join(os.path.dirname(__file__), "..", "..", "docs")
+        with open(os.path.join(docs, "ccserver.service"), encoding="utf-8") as file:
+            self.assertIn(f"\nRestartPreventExitStatus={EXIT_CONFIG} {EXIT_APP}\n", file.read())
+
+    def test_what_is_only_refused_is_logged_by_the_master_alone(self):
+        events = logged(self)
+        for refusal in (
+            AppError("there is no module x"),
+            ConfigError("AppPath: the folder x cannot be read"),
+            StartError("worker_connections = 9 needs 74 file descriptors"),
+        ):
+            worker.exit_status(refusal)
+        self.assertEqual(events, [])
+
+    def test_what_the_application_raised_is_logged_where_it_was(self):
+        self.begun("def fail():\n    return 1 / 0\n\nfail()\n")
+        (raised,) = self.flushLoggedErrors(ZeroDivisionError)
+        self.assertIn("in fail", raised.getTraceback())
 
     def test_a_reason_of_any_length_is_told(self):
         self.begun("raise ValueError('x' * 100_000)\n")
         ((_, reason),) = self.master.heard
         self.assertLessEqual(len(reason), link.REASON_LIMIT)
-        self.flushLoggedErrors()
+        self.flushLoggedErrors(ValueError)
 
     def test_it_beats_from_the_reactor_with_its_figures(self):
         self.begun()
@@ -394,6 +422,18 @@ class CommandTests(WorkerProcessCase):
         self.ask(link.List, file=fd)
         self.assertEqual(link.read_json(fd), [])
         self.assertEqual(open_descriptors(), before)
+
+    def test_without_a_descriptor_for_what_it_is_sent_it_serves_on_and_accepts_nobody(self):
+        process = self.serving()
+        self.patch(self.link.protocol, "fileDescriptorReceived", os.close)
+        with socket.socket() as lent:
+            asked = self.master.callRemote(
+                link.Lend, slot=5, address="", listening=lent.fileno()
+            ).addErrback(lambda failure: failure.type)
+            self.talk()
+        self.assertIs(self.successResultOf(asked), link.NoDescriptor)
+        self.assertTrue(process._server.figures()["full"])
+        self.assertEqual(self.reactor.stops, 0)
 
     def test_a_file_that_cannot_be_written_is_no_reason_to_stop(self):
         self.serving()

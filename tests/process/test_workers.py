@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.process import link, worker, workers
-from ccserver.process.worker import EXIT_APP, Order
+from ccserver.process.worker import EXIT_APP, EXIT_START, Order
 from ccserver.process.workers import (
     GIVE_TIMEOUT,
     Handed,
@@ -26,6 +26,7 @@ from ccserver.process.workers import (
 )
 from tests.process.fleets import FleetCase
 from tests.process.test_listening import free_port
+from tests.process.workers import lose_descriptors
 
 
 class SpawnTests(FleetCase):
@@ -168,7 +169,7 @@ class TalkTests(FleetCase):
         self.other.die(None, signal.SIGSEGV)
         error = self.failureResultOf(loaded, NotReady).value
         self.assertEqual(str(error), "worker process 0 was killed by signal 11 (SIGSEGV)")
-        self.assertIsNone(error.status)
+        self.assertEqual(error.status, EXIT_START)
         self.assertTrue(self.process.gone.over)
 
     def test_its_beats_tell_how_many_connections_and_packets_a_second(self):
@@ -228,6 +229,19 @@ class TalkTests(FleetCase):
         self.turn()
         self.assertEqual(self.other.told, [("log level", 3), "reopen", ("stop", True, 7.0)])
         self.assertIs(self.process.state, WorkerState.STOPPING)
+
+    def test_nor_without_a_descriptor_for_what_goes_with_a_command(self):
+        lose_descriptors(self, self.other)
+        self.other.beat(connections=9)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            self.assertFalse(self.answer(self.process.take(ours)))
+            self.assertIsNone(self.answer(self.process.give(ours, 5)))
+            self.assertFalse(self.answer(self.process.lend(1, "127.0.0.1:5678", ours)))
+        self.assertEqual(self.answer(self.process.connection_rows()), [])
+        self.assertIn("lists no connections: no file descriptor is left", self.said())
+        self.assertTrue(self.process.linked)
+        self.assertEqual(self.other.told, [])
 
     def test_without_a_link_every_question_has_an_answer(self):
         self.other.beat(connections=9)

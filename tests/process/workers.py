@@ -271,3 +271,8 @@ class WorkersCase(SynchronousTestCase):
     def descriptors(self) -> int:
         """How many this process has open."""
         return open_descriptors()
+
+
+def lose_descriptors(test: SynchronousTestCase, process: FakeWorkerProcess) -> None:
+    """Let C{process} have no descriptor left for what the master sends it, as the kernel does."""
+    test.patch(process.end, "fileDescriptorReceived", os.close)
