@@ -64,6 +64,16 @@ class Clients:
             if self.lost:
                 raise ServerError("connections were lost")
 
+    def take(self, expected: bytes) -> None:
+        """Wait until each has got C{expected}, and nothing else."""
+        missing = set(self.sockets)
+        while missing:
+            for fd, _ in self._poll.poll(10.0, 1024):
+                data = self.sockets[fd].recv(65536)
+                if data != expected or fd not in missing:
+                    raise ServerError(f"a client has got {data[:40]!r}")
+                missing.discard(fd)
+
     def close(self) -> None:
         """Leave."""
         for made in self.sockets.values():
