@@ -72,8 +72,10 @@ class PeerTests:
 
 
 for each in SERVERS:
+    if each.missing:
+        continue  # nobody needs all of them
     title = "".join(word.capitalize() for word in each.name.split("-")) + "Tests"
-    attributes = {"server": each, "skip": each.missing, "__module__": __name__}
+    attributes = {"server": each, "__module__": __name__}
     globals()[title] = type(title, (PeerTests, SynchronousTestCase), attributes)
 
 

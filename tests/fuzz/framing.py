@@ -3,37 +3,67 @@ often the connection moves, in Python and compiled."""
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from typing import Any
 
 from ccserver.core import framing
-from ccserver.core.framing import FrameDecoder, cut_in_python, header_in_python
+from ccserver.core.framing import FrameDecoder, Packet, cut_in_python, header_in_python
 from ccserver.errors import BadChecksum, BadLength, PacketTooLong
 from ccserver.native import native
+from ccserver.net.transport import READ_SIZE
 from tests.fuzz.choices import Choices, pieces, stream
 from tests.fuzz.model import Decoded, decode
+
+OURS, THEIRS = socket.socketpair()
+"""A connection, for the compiled part receives by itself."""
+
+Feed = Callable[[FrameDecoder, bytes], list[Packet]]
 
 LONGEST = (29000, 8, 9, 64, 300, 4096, 65535, 29000)
 
 
 def decoder(data: bytes) -> None:
     """L{FrameDecoder} on both ways to cut, against the model."""
+    ways = [cut_in_python] if native is None else [cut_in_python, native.cut]
+    before = framing.cut
+    try:
+        for framing.cut in ways:
+            _decode(data, FrameDecoder.feed)
+    finally:
+        framing.cut = before
+
+
+def receiver(data: bytes) -> None:
+    """The same where the compiled part receives and feeds."""
+    if native is not None:
+        _decode(data, _feed_from)
+
+
+def _decode(data: bytes, feed: Feed) -> None:
+    """Have a decoder fed with what C{data} says, and compare with the model."""
     choices = Choices(data)
     options = choices.byte()
     longest, close, moves = LONGEST[options & 7], bool(options & 8), bool(options & 16)
     cuts = choices.take(options >> 5)
     received = stream(choices)
     expected = decode(received, longest, close)
-    ways = [cut_in_python] if native is None else [cut_in_python, native.cut]
-    before = framing.cut
-    try:
-        for framing.cut in ways:
-            got = _decoded(received, cuts, longest, close, moves)
-            assert got == expected, (framing.cut, got, expected)
-    finally:
-        framing.cut = before
+    got = _decoded(received, cuts, longest, close, moves, feed)
+    assert got == expected, (framing.cut, feed, got, expected)
 
 
-def _decoded(stream: bytes, cuts: bytes, longest: int, close: bool, moves: bool) -> Decoded:
+def _feed_from(decoder: FrameDecoder, data: bytes) -> list[Packet]:
+    """Like L{FrameDecoder.feed}, by way of a connection."""
+    if not 0 < len(data) <= READ_SIZE:
+        return decoder.feed(data)
+    THEIRS.sendall(data)
+    packets: list[Packet] = native.feed_from(OURS, decoder)  # type: ignore[union-attr]
+    return packets
+
+
+def _decoded(
+    stream: bytes, cuts: bytes, longest: int, close: bool, moves: bool, feed: Feed
+) -> Decoded:
     """What a decoder, or one for each piece that goes on where the last was, makes of it."""
     result = Decoded()
     decoder = FrameDecoder(longest, close)
@@ -44,7 +74,7 @@ def _decoded(stream: bytes, cuts: bytes, longest: int, close: bool, moves: bool)
             decoder.restore(here.incomplete, here.bytes, here.packets)
             assert not decoder.refused, decoder.refused
         closed = decoder.closed
-        packets = decoder.feed(piece)
+        packets = feed(decoder, piece)
         result.packets += packets
         refused, decoder.refused = decoder.refused, []
         assert not (closed and (packets or refused)), "decoded behind the end"

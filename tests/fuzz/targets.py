@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.fuzz.framing import cutter, decoder, header
+from tests.fuzz.framing import cutter, decoder, header, receiver
 from tests.fuzz.lines import control, proxy
 from tests.fuzz.records import carried, taker, values
 
@@ -15,6 +15,7 @@ Target = Callable[[bytes], None]
 
 TARGETS: dict[str, Target] = {
     "decoder": decoder,
+    "receiver": receiver,
     "cutter": cutter,
     "header": header,
     "values": values,

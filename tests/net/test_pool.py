@@ -325,7 +325,7 @@ class WakeUpTests(SynchronousTestCase):
     def test_its_descriptor_is_closed_with_its_last_user(self):
         self.pool.start()
         number = self.pool.fileno()
-        threads = [t for t in threading.enumerate() if isinstance(t, jobs.PoolThread)]
+        threads = self.pool._threads.copy()
         self.pool.stop()
         for thread in threads:
             thread.join(PATIENCE)
