@@ -44,6 +44,10 @@ feed_from: Callable[[Any, FrameDecoder], list[Packet] | None] = (
 )
 NOTHING: list[bytes] = []
 
+LARGE = 4096
+"""Bytes of a reply that is sent at once, not at the end of the turn: it would not be in the
+processor's cache any more."""
+
 transmit: Callable[[Any, list[bytes]], bytes] = native.transmit if native else transmit_in_python
 
 
@@ -122,7 +126,10 @@ class DirectServer(tcp.Server):
         if out:
             if self._corked is None:
                 self._corked = out
-                self._flush_later(self)
+                if len(out[-1]) > LARGE:
+                    self.flush()
+                else:
+                    self._flush_later(self)
             else:
                 self._corked.extend(out)
         return None
