@@ -9,10 +9,12 @@
 #include <stdint.h>
 #include <string.h>
 #include <structmember.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
-enum { HEADER = 8, LONGEST = 0xFFFF, CHUNK = 65536, SMALL = 256, WHOLE = 1024, MARK = 65536 };
+enum { HEADER = 8, LONGEST = 0xFFFF, CHUNK = 65536, SMALL = 256, WHOLE = 1024, MARK = 65536, EVENTS = 128 };
 #define LONG 0.001
 
 static uint32_t crc_table[8][256];
@@ -478,6 +480,65 @@ static PyObject *transmit(PyObject *module, PyObject *const *args, Py_ssize_t co
     return left;
 }
 
+static const uint64_t one = 1;
+
+/* poll(epoll, milliseconds, waking) -> [(fd, events)]; a thread is woken when the lock is free */
+static PyObject *poll_events(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    int epoll = count == 3 ? PyObject_AsFileDescriptor(args[0]) : -1;
+    if (epoll < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "poll(epoll, milliseconds: int, waking: int)");
+        return NULL;
+    }
+    long timeout = PyLong_AsLong(args[1]), waking = PyLong_AsLong(args[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    struct epoll_event events[EVENTS];
+    ssize_t written = 0;
+    int n;
+    Py_BEGIN_ALLOW_THREADS
+    if (waking >= 0)
+        written = write((int)waking, &one, sizeof one);
+    n = epoll_wait(epoll, events, EVENTS, (int)timeout);
+    Py_END_ALLOW_THREADS
+    if (n < 0 && errno == EINTR)
+        n = PyErr_CheckSignals() ? -1 : 0;
+    else if (n < 0 || written < 0)
+        PyErr_SetFromErrno(PyExc_OSError), n = -1;
+    PyObject *found = n < 0 ? NULL : PyList_New(n);
+    for (int i = 0; found != NULL && i < n; i++) {
+        PyObject *event = Py_BuildValue("iI", events[i].data.fd, events[i].events);
+        if (event == NULL)
+            Py_CLEAR(found);
+        else
+            PyList_SET_ITEM(found, i, event);
+    }
+    return found;
+}
+
+/* sleep(eventfd, telling): until it is woken; who is told can have the lock by then */
+static PyObject *sleep_until_woken(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    long eventfd = count == 2 ? PyLong_AsLong(args[0]) : -1;
+    long telling = eventfd < 0 ? -1 : PyLong_AsLong(args[1]);
+    if (eventfd < 0 || PyErr_Occurred()) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "sleep(eventfd: int, telling: int)");
+        return NULL;
+    }
+    uint64_t value;
+    ssize_t done = 0;
+    Py_BEGIN_ALLOW_THREADS
+    if (telling >= 0)
+        done = write((int)telling, &one, sizeof one);
+    do {
+        done = read((int)eventfd, &value, sizeof value);
+    } while (done < 0 && errno == EINTR);
+    Py_END_ALLOW_THREADS
+    return done < 0 ? PyErr_SetFromErrno(PyExc_OSError) : Py_NewRef(Py_None);
+}
+
 static PyMethodDef methods[] = {
     {"cut", (PyCFunction)(void (*)(void))cut, METH_FASTCALL,
      "Append the good packets of data, from start on, to packets; return where that stopped."},
@@ -487,6 +548,10 @@ static PyMethodDef methods[] = {
      "Call the handlers of the packets that rest has and append their replies to out."},
     {"feed_from", (PyCFunction)(void (*)(void))feed_from, METH_FASTCALL,
      "Receive at most 64 KiB and feed them to the decoder; return the packets, None at the end."},
+    {"poll", (PyCFunction)(void (*)(void))poll_events, METH_FASTCALL,
+     "Wait for events of the epoll descriptor, behind a write to the eventfd waking, if it is none."},
+    {"sleep", (PyCFunction)(void (*)(void))sleep_until_woken, METH_FASTCALL,
+     "Wait for the eventfd, behind a write to the eventfd telling, if it is none."},
     {"transmit", (PyCFunction)(void (*)(void))transmit, METH_FASTCALL,
      "Send the chunks as one; return what the kernel did not take."},
     {NULL, NULL, 0, NULL},

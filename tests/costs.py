@@ -17,6 +17,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 import socket
 import sys
 from contextlib import suppress
@@ -32,6 +33,7 @@ from ccserver.core.framing import encode
 from ccserver.net import jobs
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import Dispatch
+from ccserver.net.jobqueue import NOBODY
 from ccserver.net.jobs import PoolThread
 from ccserver.net.pool import Pool
 from ccserver.net.protocol import PacketFactory
@@ -173,10 +175,13 @@ class Stage:
         self._over = True
         self._reactor.stop()
 
-    def _next_job(self) -> Any:
+    def _next_job(self, eventfd: int) -> Any:
         if not self._pool.queued:
+            telling = self._pool._untold()  # as it does before it sleeps
+            if telling != NOBODY:
+                os.eventfd_write(telling, 1)
             raise NothingToDo
-        return self._take()
+        return self._take(eventfd)
 
     def _connect(self, connections: int) -> list[socket.socket]:
         """The clients' ends of so many connections."""

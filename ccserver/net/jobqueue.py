@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-import queue
+import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
+from ccserver.native import native
+
 T = TypeVar("T")
+
+NOBODY = -1
+"""Instead of an eventfd: nobody is to be told."""
+
+
+def sleep_in_python(eventfd: int, telling: int) -> None:
+    """Write to the eventfd C{telling}, if it is one, and wait for C{eventfd}."""
+    if telling != NOBODY:
+        os.eventfd_write(telling, 1)
+    os.eventfd_read(eventfd)
+
+
+sleep: Callable[[int, int], None] = native.sleep if native else sleep_in_python
 
 
 class JobQueue(Generic[T]):
@@ -20,8 +35,7 @@ class JobQueue(Generic[T]):
 
     def __init__(self) -> None:
         self._jobs: deque[T] = deque()
-        self._asleep: deque[None] = deque()  # as many as sleep and have not been called
-        self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._asleep: deque[int] = deque()  # the eventfds of those that sleep
 
     def __len__(self) -> int:
         """How many jobs wait."""
@@ -36,30 +50,43 @@ class JobQueue(Generic[T]):
         """Let C{jobs} wait, behind all others; no thread is woken."""
         self._jobs.extend(jobs)
 
+    def call(self) -> int:
+        """The eventfd to write to for a thread to wake; L{NOBODY}: none sleeps, or no job waits.
+
+        It is that of the one that went to sleep last, whose stack is in the processor's cache, and
+        who is taken to be awake from now on.
+        """
+        if not self._jobs:
+            return NOBODY
+        try:
+            return self._asleep.pop()
+        except IndexError:
+            return NOBODY
+
     def rouse(self) -> bool:
         """Wake a thread, if one sleeps and a job waits; whether it did."""
-        if not self._jobs:
-            return False
-        try:
-            self._asleep.pop()
-        except IndexError:
-            return False
-        self._calls.put(None)
-        return True
+        eventfd = self.call()
+        if eventfd != NOBODY:
+            os.eventfd_write(eventfd, 1)
+        return eventfd != NOBODY
 
-    def take(self) -> T:
-        """The next job; sleeps until it is called and there is one."""
+    def take(self, eventfd: int, untold: Callable[[], int] = lambda: NOBODY) -> T:
+        """The next job; sleeps until it is called and there is one.
+
+        @param eventfd: the calling thread's own.
+        @param untold: is asked before it sleeps: the eventfd to write to by then.
+        """
         while True:
             try:
                 return self._jobs.popleft()
             except IndexError:
                 pass
-            self._asleep.append(None)
+            self._asleep.append(eventfd)
             # who put a job in before this line may have seen nobody asleep
             if self._jobs:
                 try:
-                    self._asleep.pop()
+                    self._asleep.remove(eventfd)
                     continue
-                except IndexError:
+                except ValueError:
                     pass  # we have been called meanwhile
-            self._calls.get()
+            sleep(eventfd, untold())

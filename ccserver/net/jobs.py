@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -86,14 +87,18 @@ class PoolThread(Thread):
 
     def run(self) -> None:
         take = self._pool.take
-        while (job := take()) is not None:
-            if isinstance(job, tuple):
-                self._do(*job)
-            else:
-                self._expects_to_wait = True
-                self._pool.prepare_to_wait()
-                job()
-                self._expects_to_wait = False
+        eventfd = os.eventfd(0, os.EFD_CLOEXEC)
+        try:
+            while (job := take(eventfd)) is not None:
+                if isinstance(job, tuple):
+                    self._do(*job)
+                else:
+                    self._expects_to_wait = True
+                    self._pool.prepare_to_wait()
+                    job()
+                    self._expects_to_wait = False
+        finally:
+            os.close(eventfd)
         self._pool.call(self._pool.ended, self)
 
     @property

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ccserver.app import Handler
-from ccserver.net.jobqueue import JobQueue
+from ccserver.net.jobqueue import NOBODY, JobQueue
 from ccserver.net.jobs import Claim, Job, PoolThread
 
 if TYPE_CHECKING:
@@ -70,7 +70,6 @@ class Pool:
         # not before the last thread that may call has let go of us: it must not hit another file
         weakref.finalize(self, os.close, self._eventfd).atexit = False
         self._home = 0
-        self.take = self._jobs.take
         self._gathered: list[Job] = []
         self._flush_later = getattr(reactor, "flush_later", None)
         self._looking = False  # jobs have waited at the end of the last turn, too
@@ -119,6 +118,17 @@ class Pool:
             pass
         self._reactor.removeReader(self)
 
+    def take(self, eventfd: int) -> Job:
+        """The next job; waits for one, on the caller's C{eventfd}."""
+        return self._jobs.take(eventfd, self._untold)
+
+    def _untold(self) -> int:
+        """The eventfd by which the reactor is to be told of what is done, if it is to be."""
+        if self._woken or not self._calls:
+            return NOBODY
+        self._woken = True
+        return self._eventfd
+
     def done(self, call: tuple[Callable[..., None], tuple[Any, ...]], late: bool) -> bool:
         """Let the reactor make C{call}, at the latest when no job waits any more; from a thread.
 
@@ -126,7 +136,7 @@ class Pool:
         @return: whether it has been told.
         """
         self._calls.append(call)
-        if late or not self._jobs or self._flush_later is None:
+        if late or self._flush_later is None:
             self.wake_up()
             return True
         return False
@@ -162,18 +172,19 @@ class Pool:
         self._looking = len(jobs) > 0
         if not self._looking:
             return
-        awake = len(self._threads) - jobs.asleep
-        if not awake:
+        if self._flush_later is None:
             jobs.rouse()
-        else:
+            return
+        awake, held = len(self._threads) - jobs.asleep, True
+        if awake:
             now = perf_counter()
-            if sum([thread.is_held(now) for thread in self._threads]) >= awake:
-                jobs.rouse()
-                if self._calls:
-                    self.wake_up()
-        if self._flush_later is not None:
-            self._flush_later(self)
-            self._reactor.nap = LOOK
+            held = sum([thread.is_held(now) for thread in self._threads]) >= awake
+            if held and self._calls:
+                self.wake_up()
+        if held:
+            self._reactor.waking = jobs.call()
+        self._flush_later(self)
+        self._reactor.nap = LOOK
 
     def run(self, function: Callable[..., T], *args: Any) -> Deferred[T]:
         """Call C{function} in a thread; fires with what it returns or raises."""

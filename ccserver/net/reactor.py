@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import time
 from collections.abc import Callable
-from select import EPOLLIN
+from math import ceil
+from select import EPOLLIN, epoll
 from typing import Any, Protocol
 
 from twisted.internet.epollreactor import EPollReactor
 from twisted.python import log
 
+from ccserver.native import native
+from ccserver.net.jobqueue import NOBODY
+
 TURN = 128
 """Events of one turn. What a turn writes is sent at its end, so this bounds how long the first
 reply waits for the others; it also keeps the poll's buffer small."""
+
+
+def poll(poller: Any, timeout: float | None, waking: int = NOBODY) -> list[tuple[int, int]]:
+    """What is ready, behind a write to the eventfd C{waking}, if it is one.
+
+    @param timeout: seconds; None: any time.
+    """
+    events: list[tuple[int, int]]
+    if native is not None and poller.__class__ is epoll:
+        events = native.poll(poller, -1 if timeout is None else ceil(timeout * 1000), waking)
+        return events
+    if waking != NOBODY:
+        os.eventfd_write(waking, 1)
+    events = poller.poll(-1 if timeout is None else timeout, TURN)
+    return events
 
 
 class Flushable(Protocol):
@@ -37,6 +57,8 @@ class DirectReactor(EPollReactor):
     inherited.
 
     @ivar flush_later: flush a transport at the end of this turn, before the reactor sleeps.
+    @ivar waking: an eventfd to write to when it goes to sleep, for a thread that will need the
+        interpreter lock by then. Only where there is a C{nap}.
     @ivar nap: how many seconds it may sleep this time at most; None: as long as nothing is due.
     """
 
@@ -48,6 +70,7 @@ class DirectReactor(EPollReactor):
 
     def __init__(self) -> None:
         self.nap: float | None = None
+        self.waking = NOBODY
         self._unflushed: list[Flushable] = []
         self.flush_later: Callable[[Flushable], None] = self._unflushed.append
         EPollReactor.__init__(self)
@@ -62,13 +85,14 @@ class DirectReactor(EPollReactor):
                 except Exception:  # no memory; what is behind it is flushed all the same
                     log.err(None, "Unexpected error in a flush.")
                     flushable.flush_failed()
-        nap = self.nap
+        nap, waking = self.nap, NOBODY
         if nap is not None:
             self.nap = None
+            waking, self.waking = self.waking, NOBODY
             if timeout is None or timeout > nap:
                 timeout = nap
         try:
-            events = self._poller.poll(-1 if timeout is None else timeout, TURN)
+            events = poll(self._poller, timeout, waking)
         except OSError as error:
             if error.errno == errno.EINTR:
                 return

@@ -30,8 +30,9 @@ if shutil.which("strace"):
             self.check("ccserver", Cell(64, 64), 3 * 4096, 0.035)
 
         def test_threads_add_hardly_any(self):
-            # how often a thread waits for a lock is not ours to say
-            self.check("ccserver-thread", Cell(64, 1), 3000, 2.15, without="futex")
+            # how often a thread waits for a lock is not ours to say; reactor and thread wake each
+            # other, and sleep, by two calls each
+            self.check("ccserver-thread", Cell(64, 1), 3000, 2.3, without="futex")
 
         def check(
             self, name: str, cell: Cell, packets: int, most: float, without: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import threading
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ccserver.app import App
 from ccserver.core.session import Session
 from ccserver.net import jobs, pool
-from ccserver.net.jobqueue import JobQueue
+from ccserver.net.jobqueue import NOBODY, JobQueue
 from ccserver.net.pool import LOOK
 from tests import support
 from tests.net.test_dispatch import Gate
@@ -29,6 +30,7 @@ class TurnReactor(FakeReactor):
         super().__init__()
         self.later: list[Any] = []
         self.nap: float | None = None
+        self.waking = NOBODY
 
     def flush_later(self, flushable: Any) -> None:
         self.later.append(flushable)
@@ -39,6 +41,9 @@ class TurnReactor(FakeReactor):
         for flushable in gathered:
             flushable.flush()
         nap, self.nap = self.nap, None
+        waking, self.waking = self.waking, NOBODY
+        if waking != NOBODY:
+            os.eventfd_write(waking, 1)
         return nap
 
 
@@ -193,7 +198,7 @@ class JobQueueTests(SynchronousTestCase):
         queue.put([1, 2])
         queue.put([3])
         self.assertEqual(len(queue), 3)
-        self.assertEqual([queue.take() for _ in range(3)], [1, 2, 3])
+        self.assertEqual([queue.take(NOBODY) for _ in range(3)], [1, 2, 3])
         self.assertFalse(queue.rouse())
 
     def test_whatever_the_threads_do_every_job_is_taken_once(self):
@@ -202,8 +207,10 @@ class JobQueueTests(SynchronousTestCase):
         random = Random(1)
 
         def work() -> None:
-            while (job := queue.take()) >= 0:
+            eventfd = os.eventfd(0)
+            while (job := queue.take(eventfd)) >= 0:
                 taken.append(job)
+            os.close(eventfd)
 
         threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:
