@@ -227,7 +227,7 @@ class CheckTests(Case):
     def test_too_few_descriptors_are_warned_of(self):
         self.patch(checking.resource, "getrlimit", lambda which: (1024, 20000))
         said = self.warned("worker_connections = 1000000\n")
-        self.assertIn("warning: worker_connections = 1000000 needs 1000065 file desc", said)
+        self.assertIn("warning: worker_connections = 1000000 needs 1000105 file desc", said)
         self.assertIn("the hard limit is 20000: ", said)
         self.assertIn("; with this limit the server does not start\n", said)
         said = self.warned("worker_connections = 1000000\nOnFewDescriptors = warn\n")

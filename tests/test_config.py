@@ -517,11 +517,11 @@ class WarningTests(ConfigCase):
 
 class ConfigTests(ConfigCase):
     def test_a_worker_needs_a_descriptor_for_each_connection_and_address_and_some_to_spare(self):
-        config = self.parsed("worker_connections = 1936", "ListenPort0 = 1", "ListenPort1 = 2")
+        config = self.parsed("worker_connections = 1896", "ListenPort0 = 1", "ListenPort1 = 2")
         self.assertEqual(config.descriptors, 2002)
         self.assertIsNone(config.few_descriptors(2002))
         text = config.few_descriptors(2001) or ""
-        self.assertIn("worker_connections = 1936 needs 2002 file descriptors", text)
+        self.assertIn("worker_connections = 1896 needs 2002 file descriptors", text)
         self.assertIn("the hard limit is 2001: raise that", text)
 
     def test_a_refusal_names_the_line_if_there_is_one(self):

@@ -19,6 +19,9 @@ from ccserver.config.settings import Settings
 from ccserver.config.values import whole_number
 from ccserver.errors import ConfigError
 
+THREAD_GROWTH = 2
+"""As many times its threads a pool may have, each with a descriptor of its own."""
+
 SPARE_DESCRIPTORS = 64
 """File descriptors that a worker needs besides its connections and listening sockets."""
 
@@ -109,7 +112,8 @@ class Config:
     @property
     def descriptors(self) -> int:
         """How many files a worker may have to have open."""
-        return self.net.worker_connections + SPARE_DESCRIPTORS + len(self.listen.listeners)
+        listeners, threads = len(self.listen.listeners), THREAD_GROWTH * self.process.threads
+        return self.net.worker_connections + SPARE_DESCRIPTORS + listeners + threads
 
     def few_descriptors(self, limit: float) -> str | None:
         """What to say of a hard limit of file descriptors, if it is too low for a worker."""

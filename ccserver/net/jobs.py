@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import chain
 from operator import length_hint
@@ -73,6 +74,9 @@ class PoolThread(Thread):
     )
 
     def __init__(self, pool: Pool, name: str) -> None:
+        """@raise OSError: there is no descriptor for it."""
+        self._eventfd = os.eventfd(0, os.EFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._eventfd).atexit = False
         # a handler that never returns must not keep the process from ending
         Thread.__init__(self, name=name, daemon=True)
         self.lane: Lane | None = None
@@ -86,19 +90,15 @@ class PoolThread(Thread):
         self._flushed = 0  # replies of the job that were handed on
 
     def run(self) -> None:
-        take = self._pool.take
-        eventfd = os.eventfd(0, os.EFD_CLOEXEC)
-        try:
-            while (job := take(eventfd)) is not None:
-                if isinstance(job, tuple):
-                    self._do(*job)
-                else:
-                    self._expects_to_wait = True
-                    self._pool.prepare_to_wait()
-                    job()
-                    self._expects_to_wait = False
-        finally:
-            os.close(eventfd)
+        take, eventfd = self._pool.take, self._eventfd
+        while (job := take(eventfd)) is not None:
+            if isinstance(job, tuple):
+                self._do(*job)
+            else:
+                self._expects_to_wait = True
+                self._pool.prepare_to_wait()
+                job()
+                self._expects_to_wait = False
         self._pool.call(self._pool.ended, self)
 
     @property

@@ -323,7 +323,10 @@ class Pool:
             self._put(None)
         elif free < self.size:
             if len(self._threads) < GROWTH * self.size:
-                self._start_thread()
+                try:
+                    self._start_thread()
+                except OSError as error:
+                    self.log.error("no further thread: {error}", error=error.strerror)
             elif not free:
                 self.log.error(
                     "all {threads} threads are held by handlers: what goes to them waits",

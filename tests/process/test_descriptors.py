@@ -24,7 +24,7 @@ INFINITY = resource.RLIM_INFINITY
 
 
 class DescriptorTests(SynchronousTestCase):
-    """1936 connections, 64 to spare and one listening socket make 2001."""
+    """1896 connections, 64 to spare, 40 for threads and one listening socket make 2001."""
 
     def setUp(self) -> None:
         self.events = logged(self)
@@ -39,7 +39,7 @@ class DescriptorTests(SynchronousTestCase):
     def allow(self, soft: int, hard: int, more: str = "") -> list[Any]:
         """What is asked of the kernel."""
         asked = self.limited(soft, hard)
-        text = f"Listen = 127.0.0.1:5678\nworker_connections = 1936\n{more}"
+        text = f"Listen = 127.0.0.1:5678\nworker_connections = 1896\n{more}"
         allow_descriptors(Config.parse(text))
         return asked
 
@@ -54,7 +54,7 @@ class DescriptorTests(SynchronousTestCase):
         error = self.assertRaises(StartError, self.allow, 1024, 2000)
         self.assertEqual(
             str(error),
-            "worker_connections = 1936 needs 2001 file descriptors, the hard limit is 2000: raise "
+            "worker_connections = 1896 needs 2001 file descriptors, the hard limit is 2000: raise "
             "that (ulimit -n, LimitNOFILE of systemd), or lower worker_connections, or set "
             "OnFewDescriptors = warn",
         )
@@ -76,8 +76,8 @@ class DescriptorTests(SynchronousTestCase):
         self.assertEqual(self.allow(9999, INFINITY), [(9999, INFINITY)])
 
     def test_how_many_connections_there_is_room_for(self):
-        config = Config.parse("Listen = 127.0.0.1:5678\nworker_connections = 1936\n")
-        for hard, count in ((4096, 4031), (INFINITY, inf)):
+        config = Config.parse("Listen = 127.0.0.1:5678\nworker_connections = 1896\n")
+        for hard, count in ((4096, 3991), (INFINITY, inf)):
             self.limited(1024, hard)
             self.assertEqual(room(config), count)
 
