@@ -15,7 +15,6 @@
 #include <unistd.h>
 
 enum { HEADER = 8, LONGEST = 0xFFFF, CHUNK = 65536, SMALL = 256, WHOLE = 1024, MARK = 65536, EVENTS = 128 };
-#define LONG 0.001
 
 static uint32_t crc_table[8][256];
 static PyObject *zlib_crc32;     /* for longer bodies: it knows the processor better */
@@ -319,19 +318,19 @@ static PyObject *raised(void) {
     return error;
 }
 
-/* answer(lane, session, handlers, rest, out, thread, deadline)
+/* answer(lane, session, handlers, rest, out, thread, deadline, most), in seconds
  * -> count, or (count, packet, coroutine, value) where it stopped before the end of rest */
 static PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
-    if (count != 7 || !PyDict_CheckExact(args[2]) || !PyList_CheckExact(args[4])) {
+    if (count != 8 || !PyDict_CheckExact(args[2]) || !PyList_CheckExact(args[4])) {
         PyErr_SetString(PyExc_TypeError,
-                        "answer(lane, session, handlers: dict, rest, out: list, thread, deadline)");
+                        "answer(lane, session, handlers: dict, rest, out: list, thread, deadline, most)");
         return NULL;
     }
     PyObject *session = args[1], *out = args[4], *thread = args[5];
     PyObject *packet, *coroutine = NULL, *value = NULL;
     int threaded = thread != Py_None, stopped = 0;
-    double deadline = PyFloat_AsDouble(args[6]), before = threaded ? seconds() : 0;
+    double deadline = PyFloat_AsDouble(args[6]), most = PyFloat_AsDouble(args[7]), before = threaded ? seconds() : 0;
     Py_ssize_t total = 0, replies = 0;
     while (!stopped && (packet = PyIter_Next(args[3])) != NULL) {
         PyObject *handler = PyDict_GetItemWithError(args[2], PyTuple_GET_ITEM(packet, 0));
@@ -359,7 +358,7 @@ static PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t coun
         stopped = total > MARK;
         if (threaded) {
             double now = seconds();
-            if (now > deadline || now - before > LONG)
+            if (now > deadline || now - before > most)
                 stopped = 1; /* the caller looks at the clock himself */
             else if (set(&since, thread, PyFloat_FromDouble(before = now)) < 0)
                 break;

@@ -234,7 +234,7 @@ def reference(meter: Any) -> Figures:
 def main(what: str) -> None:
     """Count C{what}, print the figures."""
     # a thread has its replies taken every millisecond, and time is not the same everywhere
-    jobs.FLUSH_AFTER = jobs.SLICE = math.inf
+    jobs.FLUSH_AFTER = jobs.SLICE = jobs.LONG = math.inf
     meter: Any = METERS[what]()
     figures = reference(meter) if what == "instructions" else {}
     for kind in CODES:

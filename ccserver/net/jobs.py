@@ -152,7 +152,7 @@ class PoolThread(Thread):
         end: Any = (0, None, None, None)
         if answer is not None and not self._pool.slow:
             deadline = began + FLUSH_AFTER
-            end = answer(lane, lane.session, self._pool.handlers, rest, out, self, deadline)
+            end = answer(lane, lane.session, self._pool.handlers, rest, out, self, deadline, LONG)
         call: Callable[..., None] = lane.done
         if end.__class__ is int:
             data = out[0] if len(out) == 1 else b"".join(out)

@@ -155,7 +155,7 @@ class Lane(Resting):
                 awaited = runner.send((self, packets, None))
             else:
                 rest = iter(packets)
-                end = answer(self, self.session, dispatch.handlers, rest, out, None, 0.0)
+                end = answer(self, self.session, dispatch.handlers, rest, out, None, 0.0, 0.0)
                 if end.__class__ is not int:
                     runner, awaited = self._go_on(rest, *end)
         finally:

@@ -168,6 +168,10 @@ class KilledWorkerTests(ServerCase):
         self.assertRegex(self.server.log, rf"\[alert\] [0-9]+: {line[:40]}")
 
 
+THREADS = 20
+"""Threads of a worker, if the configuration does not say."""
+
+
 class DescriptorTests(ServerCase):
     options: ClassVar = {"workers": 2}
 
@@ -240,6 +244,8 @@ class DescriptorTests(ServerCase):
                     # the reactor's ways to wake up: from threads, and from signals
                     + ["pipe"] * 4
                     + ["anon_inode:[eventfd]", "anon_inode:[eventpoll]"]
+                    # one for each thread to wake up
+                    + ["anon_inode:[eventfd]"] * THREADS
                     + ["socket"] * SOCKETS
                 ),
             )
