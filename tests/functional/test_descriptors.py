@@ -90,7 +90,7 @@ class DescriptorTests(SynchronousTestCase):
         self.assertEqual(server.wait(), 3)
         refusals = [line for line in server.log.splitlines() if "[emerg]" in line]
         self.assertEqual(len(refusals), 1)
-        self.assertIn("worker_connections = 2048 needs 2113 file descriptors", refusals[0])
+        self.assertIn("worker_connections = 2048 needs 2153 file descriptors", refusals[0])
         self.assertIn("the hard limit is 64: raise that", refusals[0])
 
 
