@@ -202,6 +202,10 @@ static PyObject *cut(PyObject *module, PyObject *const *args, Py_ssize_t count) 
 
 /* Write the header of the packet that carries body under code; 0, or -1 with an exception set. */
 static int make_header(PyObject *code_object, PyObject *body, unsigned char *h) {
+    if (!PyLong_Check(code_object) || !PyBytes_Check(body)) {
+        PyErr_SetString(PyExc_TypeError, "a packet is an int and bytes");
+        return -1;
+    }
     Py_ssize_t length = HEADER + PyBytes_GET_SIZE(body);
     if (length > LONGEST) {
         PyErr_Format(packet_too_long, "a body of %zd bytes does not fit into a packet of %d",
@@ -228,7 +232,7 @@ static int make_header(PyObject *code_object, PyObject *body, unsigned char *h) 
 static PyObject *header(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
     unsigned char h[HEADER];
-    if (count != 2 || !PyLong_Check(args[0]) || !PyBytes_Check(args[1])) {
+    if (count != 2) {
         PyErr_SetString(PyExc_TypeError, "header(code: int, body: bytes)");
         return NULL;
     }

@@ -325,8 +325,8 @@ class Pool:
             if len(self._threads) < GROWTH * self.size:
                 try:
                     self._start_thread()
-                except OSError as error:
-                    self.log.error("no further thread: {error}", error=error.strerror)
+                except (OSError, RuntimeError) as error:
+                    self.log.error("no further thread: {error}", error=error)
             elif not free:
                 self.log.error(
                     "all {threads} threads are held by handlers: what goes to them waits",
@@ -339,6 +339,6 @@ class Pool:
 
     def _start_thread(self) -> None:
         thread = PoolThread(self, f"pool-{self._started}")
+        thread.start()
         self._started += 1
         self._threads.append(thread)
-        thread.start()

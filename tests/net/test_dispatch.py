@@ -179,6 +179,14 @@ class RepliesCase(DispatchCase):
         self.assertEqual(self.answers(lambda s, r: Number(value=70000)), [])
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
+    def test_a_message_that_is_encoded_as_no_bytes_is_the_handlers_error(self):
+        for wrong in ("text", 5, None):
+            self.app = App()
+            kind = type("Odd", (Number,), {"encode": lambda message, wrong=wrong: wrong})
+            self.assertEqual(self.answers(lambda s, r, kind=kind: kind(value=1)), [])
+            self.assertEqual(self.worker.counts.handler_errors, 1)
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 3)
+
     def test_of_many_that_raise_each_is_counted_and_some_are_logged(self):
         def raises(session, request):
             raise Bug("again")

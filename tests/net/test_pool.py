@@ -28,7 +28,9 @@ LATER = 1000.0
 """Seconds, more than any handler of these tests has held its thread."""
 
 
-class HandlerTimeoutTests(DispatchCase):
+class StuckCase(DispatchCase):
+    """Has a handler that holds a thread until the gate is opened."""
+
     def setUp(self) -> None:
         DispatchCase.setUp(self)
         self.gate = Gate(self)
@@ -67,6 +69,8 @@ class HandlerTimeoutTests(DispatchCase):
         self.gate.open(100)
         self.worker.wait(lambda: not self.pool.stuck)
 
+
+class HandlerTimeoutTests(StuckCase):
     def test_its_connection_is_closed_with_the_reason_handler(self):
         client = self.stuck()
         self.check()
@@ -351,6 +355,24 @@ class WakeUpTests(SynchronousTestCase):
         self.assertEqual(pool.queued, 1)
         pool.stop()
         self.assertTrue(seen.wait(PATIENCE))
+
+
+class FewThreadsTests(StuckCase):
+    def test_a_thread_that_cannot_be_started_is_not_counted_on(self):
+        client = self.stuck()
+
+        def start(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        events = logged(self)
+        self.patch(threading.Thread, "start", start)
+        self.check()
+        self.assertEqual((self.pool.threads, self.pool.stuck), (2, 1))
+        self.assertIn("no further thread: can't start new thread", texts(events)[-1])
+        self.assertEqual(client.session.close_reason, "handler")
+        other = self.worker.connect()
+        other.receive((THREAD, b"a"))
+        self.worker.wait(other.bodies)
 
 
 class CrowdTests(DispatchCase):
