@@ -20,7 +20,8 @@ static uint32_t crc_table[8][256];
 static PyObject *zlib_crc32;     /* for longer bodies: it knows the processor better */
 static PyObject *packet_too_long;
 static PyObject *no_bytes;
-static _Thread_local char buffer[CHUNK + LONGEST];
+static _Thread_local char buffer[CHUNK + LONGEST]; /* of what is received */
+static _Thread_local char outgoing[CHUNK]; /* another one: a finalizer may send while we cut */
 
 /* An attribute that a class keeps in a slot, whose place is looked up once. */
 struct slot {
@@ -460,10 +461,10 @@ static PyObject *transmit(PyObject *module, PyObject *const *args, Py_ssize_t co
         }
         Py_ssize_t n = PyBytes_GET_SIZE(chunk);
         if (total + n <= CHUNK)
-            memcpy(buffer + total, PyBytes_AS_STRING(chunk), (size_t)n);
+            memcpy(outgoing + total, PyBytes_AS_STRING(chunk), (size_t)n);
         total += n;
     }
-    const char *data = buffer;
+    const char *data = outgoing;
     if (total > CHUNK) {
         joined = PyObject_CallMethod(no_bytes, "join", "O", chunks);
         if (joined == NULL)

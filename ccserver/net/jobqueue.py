@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from ccserver.native import native
@@ -19,7 +20,10 @@ def sleep_in_python(eventfd: int, telling: int) -> None:
     """Write to the eventfd C{telling}, if it is one, and wait for C{eventfd}."""
     if telling != NOBODY:
         os.eventfd_write(telling, 1)
-    os.eventfd_read(eventfd)
+    while True:
+        with suppress(InterruptedError):
+            os.eventfd_read(eventfd)
+            return
 
 
 sleep: Callable[[int, int], None] = native.sleep if native else sleep_in_python

@@ -93,12 +93,18 @@ class PoolThread(Thread):
         take, eventfd = self._pool.take, self._eventfd
         while (job := take(eventfd)) is not None:
             if isinstance(job, tuple):
-                self._do(*job)
+                try:
+                    self._do(*job)
+                except BaseException:  # no memory; the lane must not wait for ever
+                    self.lane = None
+                    self._pool.log.failure("a job of the pool has failed")
+                    self._pool.call(job[0].finished, b"", 0, [], 1, [])
             else:
                 self._expects_to_wait = True
                 self._pool.prepare_to_wait()
                 job()
                 self._expects_to_wait = False
+            job = None  # it is not to be kept while we sleep
         self._pool.call(self._pool.ended, self)
 
     @property

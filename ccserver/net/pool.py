@@ -133,13 +133,13 @@ class Pool:
         """Let the reactor make C{call}, at the latest when no job waits any more; from a thread.
 
         @param late: at once.
-        @return: whether it has been told.
+        @return: whether it has been told, or will be at once.
         """
         self._calls.append(call)
         if late or self._flush_later is None:
             self.wake_up()
             return True
-        return False
+        return not self._jobs  # the thread tells it when it goes to sleep
 
     def in_reactor(self) -> bool:
         """Whether the caller is the reactor's thread."""
@@ -167,10 +167,10 @@ class Pool:
         if self._gathered:
             jobs.put(self._gathered)
             self._gathered.clear()
-        elif self._calls and not jobs:
-            self.wake_up()  # the last job may take long, and what was done before it is untold
         self._looking = len(jobs) > 0
         if not self._looking:
+            if self._calls:
+                self.wake_up()  # the last job may take long, and what was done before it is untold
             return
         if self._flush_later is None:
             jobs.rouse()
@@ -184,7 +184,14 @@ class Pool:
         if held:
             self._reactor.waking = jobs.call()
         self._flush_later(self)
-        self._reactor.nap = LOOK
+        # where nobody can be woken, and nothing is to be done, there is less to look for
+        self._reactor.nap = LOOK if jobs.asleep or self._calls else 10 * LOOK
+
+    def flush_failed(self) -> None:
+        """Try again in the next turn."""
+        if self._flush_later is not None:
+            self._looking = True
+            self._flush_later(self)
 
     def run(self, function: Callable[..., T], *args: Any) -> Deferred[T]:
         """Call C{function} in a thread; fires with what it returns or raises."""

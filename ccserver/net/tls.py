@@ -60,6 +60,8 @@ class Encrypted(Opening):
     refusal = CloseReason.TLS
     admitted = True
 
+    ends_at_once = False  # our goodbye is still to be sent
+
     _silent = 0
     _open = False  # the handshake is done
     _read_all = False  # the client sends no more
