@@ -14,6 +14,7 @@ from ccserver.core.balance import Move, plan
 from ccserver.errors import OperationFailed, StartError
 from ccserver.process.descriptors import room
 from ccserver.process.fleet import STOPPING, Fleet
+from ccserver.process.listening import keepalive
 from ccserver.process.logs import LEVELS, LineObserver, ProcessLogger
 from ccserver.process.moment import Moment
 from ccserver.process.operations import Progress
@@ -267,7 +268,7 @@ class Administration:
             self.log.warn("{note}", note=warnings[0])  # "warning" is Twisted's
         try:
             listening = fleet.listening.follow(
-                config.listen.addresses, count, config.listen.backlog
+                config.listen.addresses, count, config.listen.backlog, keepalive(config)
             )
         except StartError as error:
             raise OperationFailed(str(error)) from None

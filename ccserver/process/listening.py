@@ -8,8 +8,9 @@ import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 
-from ccserver.config import Address
+from ccserver.config import Address, Config
 from ccserver.errors import StartError
+from ccserver.net.keepalive import KeepAlive
 from ccserver.process import steering
 from ccserver.process.logs import ProcessLogger
 
@@ -25,6 +26,14 @@ _MAY_NOT = (errno.EACCES, errno.EADDRINUSE)
 Inherited = Mapping[Address, Sequence[socket.socket]]
 
 
+def keepalive(config: Config) -> KeepAlive:
+    """What the kernel is to do about clients that say nothing, by C{config}."""
+    net = config.net
+    return KeepAlive(
+        net.keepalive, net.keepalive_interval, net.keepalive_count, net.tcp_user_timeout
+    )
+
+
 class Listening:
     """The listening sockets of all slots, kept open for as long as the server lives.
 
@@ -38,8 +47,14 @@ class Listening:
 
     log = ProcessLogger()
 
-    def __init__(self, addresses: Iterable[Address], backlog: int) -> None:
-        """@param backlog: how many connections may wait in each socket."""
+    def __init__(
+        self, addresses: Iterable[Address], backlog: int, keepalive: KeepAlive | None = None
+    ) -> None:
+        """
+        @param backlog: how many connections may wait in each socket.
+        @param keepalive: is set before clients can connect: a connection has what was set then.
+        """
+        self._keepalive = keepalive
         self.addresses = tuple(addresses)
         self.slots = 0
         self._backlog = backlog
@@ -69,7 +84,13 @@ class Listening:
             self.close()
             raise
 
-    def follow(self, addresses: Iterable[Address], slots: int, backlog: int) -> Listening:
+    def follow(
+        self,
+        addresses: Iterable[Address],
+        slots: int,
+        backlog: int,
+        keepalive: KeepAlive | None = None,
+    ) -> Listening:
         """What follows with a changed configuration: shares with this what both have.
 
         The sockets that this does not have are opened, and listen from L{listen} on. End with
@@ -78,7 +99,7 @@ class Listening:
         @param slots: 0: as many as now, which go on listening while there is no worker.
         @raise StartError: one cannot be opened; nothing has changed.
         """
-        new = Listening(addresses, backlog)
+        new = Listening(addresses, backlog, keepalive)
         new.slots = slots or self.slots
         for (address, slot), listening in self._sockets.items():
             if address in new.addresses and slot < new.slots:
@@ -96,8 +117,11 @@ class Listening:
         @raise StartError: one of them can't.
         """
         for address, slot in sorted(self._sockets, key=lambda key: key[1]):
+            listening = self._sockets[address, slot]
             try:
-                self._sockets[address, slot].listen(self._backlog)
+                if self._keepalive is not None:
+                    self._keepalive.apply(listening)
+                listening.listen(self._backlog)
             except OSError as error:
                 raise _failed(address, error) from None
 

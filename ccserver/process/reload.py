@@ -9,6 +9,7 @@ from typing import Any
 from ccserver.config import Config, check
 from ccserver.errors import CcserverError, OperationFailed
 from ccserver.process.fleet import Fleet
+from ccserver.process.listening import keepalive
 from ccserver.process.logs import LineObserver, ProcessLogger
 from ccserver.process.operations import Progress
 
@@ -33,7 +34,9 @@ async def reload(
     progress(f"starting {count} workers")
     try:
         observer.check(config.log.file)
-        listening = fleet.listening.follow(config.listen.addresses, count, config.listen.backlog)
+        listening = fleet.listening.follow(
+            config.listen.addresses, count, config.listen.backlog, keepalive(config)
+        )
     except (OSError, CcserverError) as error:
         raise OperationFailed(str(error)) from None
     try:

@@ -21,7 +21,7 @@ from ccserver.errors import StartError
 from ccserver.process.descriptors import raise_limit
 from ccserver.process.host import Host
 from ccserver.process.inheritance import inherited
-from ccserver.process.listening import Listening
+from ccserver.process.listening import Listening, keepalive
 from ccserver.process.logs import LineObserver, ProcessLogger, bridge_stdlib
 
 GRACEFUL = (signal.SIGTERM, signal.SIGQUIT)
@@ -50,7 +50,8 @@ class ServerService(Service):
         self._config = config
         self._observer = observer
         self._host = host
-        self._listening = Listening(config.listen.addresses, config.listen.backlog)
+        listen = config.listen
+        self._listening = Listening(listen.addresses, listen.backlog, keepalive(config))
         self._graceful = True
         self._stopping = False
         self._failed = False

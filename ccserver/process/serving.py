@@ -32,7 +32,6 @@ from ccserver.net.dispatch import Dispatch
 from ccserver.net.front import Front
 from ccserver.net.giver import Giver, Report
 from ccserver.net.intake import Intake
-from ccserver.net.keepalive import KeepAlive
 from ccserver.net.pace import Pace, PacedPort
 from ccserver.net.pool import Pool
 from ccserver.net.protocol import PacketFactory
@@ -43,6 +42,7 @@ from ccserver.net.taker import Taker
 from ccserver.net.tls import TlsTerms
 from ccserver.net.transport import DirectPort
 from ccserver.process.descriptors import allow_descriptors
+from ccserver.process.listening import keepalive
 from ccserver.process.logs import INFO, ProcessLogger
 from ccserver.process.renewal import Renewal
 
@@ -120,10 +120,8 @@ class Server:
         self._tried: set[Connection] = set()
         self._tick = LoopingCall(self._check)
         self._tick.clock = reactor
-        net, accept_rate = config.net, _rate(config.security.accept_rate)
-        self._keepalive = KeepAlive(
-            net.keepalive, net.keepalive_interval, net.keepalive_count, net.tcp_user_timeout
-        )
+        accept_rate = _rate(config.security.accept_rate)
+        self._keepalive = keepalive(config)
         self._make_port: Callable[..., DirectPort] = DirectPort
         if accept_rate is not None:
             self._make_port = partial(PacedPort, pace=Pace(reactor, accept_rate))

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Address
 from ccserver.errors import StartError
+from ccserver.net.keepalive import KeepAlive
 from ccserver.process import steering
 from ccserver.process.listening import Listening
 from tests.support import logged, texts
@@ -89,6 +90,15 @@ class OpenTests(ListeningCase):
             )
         fds = {bound.fileno() for slot in range(3) for bound in listening.of_slot(slot)}
         self.assertEqual(len(fds), 6)
+
+    def test_keepalive_is_set_before_any_client_can_connect(self):
+        listening = Listening([self.address], 16, KeepAlive(idle=60, user_timeout=1.5))
+        self.addCleanup(listening.close)
+        listening.open(2)
+        for slot in range(2):
+            (bound,) = listening.of_slot(slot)
+            self.assertEqual(bound.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), 1500)
+            self.assertEqual(bound.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1)
 
     def test_they_listen_and_do_not_block(self):
         (bound,) = self.opened().of_slot(0)
