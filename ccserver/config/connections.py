@@ -207,7 +207,7 @@ class NetSettings(Settings):
         "LingerTimeout",
         Seconds(0, 60),
         "2",
-        "seconds that the client has for its own end once it was sent ours",
+        "seconds that the client has for its own end once it has taken all",
     )
     send_buffer: int = setting(
         "Net",

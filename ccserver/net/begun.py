@@ -1,9 +1,14 @@
-"""A call that the compiled part has begun, for those who go on with it."""
+"""Calls of handlers by the compiled part, and those it has begun and others go on with."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
+
+from ccserver.native import native
+
+answer: Callable[..., Any] | None = native.answer if native else None
+"""Does what a runner or a thread does for packets, as far as nothing unusual comes up."""
 
 _NOT_AGAIN = object()
 

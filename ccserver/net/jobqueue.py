@@ -30,7 +30,7 @@ sleep: Callable[[int, int], None] = native.sleep if native else sleep_in_python
 
 
 class JobQueue(Generic[T]):
-    """First in, first out; and nobody is woken but by L{rouse}.
+    """First in, first out; and nobody is woken but by L{rouse}, or who has asked L{call}.
 
     A thread that is awake takes what it finds, so one thread does many short jobs in a row. To
     wake another costs a switch of the interpreter lock for each of its jobs: who puts jobs in, or
@@ -74,7 +74,7 @@ class JobQueue(Generic[T]):
             os.eventfd_write(eventfd, 1)
         return eventfd != NOBODY
 
-    def take(self, eventfd: int, untold: Callable[[], int] = lambda: NOBODY) -> T:
+    def take(self, eventfd: int, untold: Callable[[], int]) -> T:
         """The next job; sleeps until it is called and there is one.
 
         @param eventfd: the calling thread's own.

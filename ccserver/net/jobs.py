@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ccserver.app import Handler
 from ccserver.core.framing import HEADER_LENGTH, LENGTH_LIMIT, Packet, cut, header
 from ccserver.errors import ProtocolError
-from ccserver.native import native
+from ccserver.net.begun import answer
 from ccserver.net.reply import OUTPUT_MARK, reply_body
 
 if TYPE_CHECKING:
@@ -46,9 +46,6 @@ Job = tuple["Lane", Claim] | Callable[[], None] | None
 
 
 NOTHING: list[Any] = []
-
-answer: Callable[..., Any] | None = native.answer if native else None
-"""Does what a thread does for packets, as far as nothing unusual comes up."""
 
 
 class PoolThread(Thread):

@@ -18,8 +18,7 @@ from ccserver.app import Handler
 from ccserver.core.framing import Packet
 from ccserver.core.session import CloseReason, Session
 from ccserver.errors import ProtocolError, UnknownCode
-from ccserver.native import native
-from ccserver.net.begun import Begun
+from ccserver.net.begun import Begun, answer
 from ccserver.net.peer import NOBODY, Peer
 from ccserver.net.resting import Resting
 from ccserver.net.sending import NOTHING
@@ -40,9 +39,6 @@ L{DONE}, or what a handler waits for."""
 DONE = object()
 
 NO_JOB: Claim = []
-
-answer: Callable[..., Any] | None = native.answer if native else None
-"""Does what a runner or a thread does for packets, as far as nothing unusual comes up."""
 
 
 class Lane(Resting):
@@ -177,7 +173,7 @@ class Lane(Resting):
     def _go_on(
         self,
         rest: Iterator[Packet],
-        count: int,
+        _: int,
         packet: Packet | None,
         coroutine: Coroutine[Any, Any, Any] | None,
         value: Any,

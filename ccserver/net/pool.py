@@ -172,9 +172,6 @@ class Pool:
             if self._calls:
                 self.wake_up()  # the last job may take long, and what was done before it is untold
             return
-        if self._flush_later is None:
-            jobs.rouse()
-            return
         awake, held = len(self._threads) - jobs.asleep, True
         if awake:
             now = perf_counter()
@@ -183,15 +180,14 @@ class Pool:
                 self.wake_up()
         if held:
             self._reactor.waking = jobs.call()
-        self._flush_later(self)
+        self._reactor.flush_later(self)
         # where nobody can be woken, and nothing is to be done, there is less to look for
         self._reactor.nap = LOOK if jobs.asleep or self._calls else 10 * LOOK
 
     def flush_failed(self) -> None:
         """Try again in the next turn."""
-        if self._flush_later is not None:
-            self._looking = True
-            self._flush_later(self)
+        self._looking = True
+        self._reactor.flush_later(self)
 
     def run(self, function: Callable[..., T], *args: Any) -> Deferred[T]:
         """Call C{function} in a thread; fires with what it returns or raises."""

@@ -42,13 +42,14 @@ def transmit_in_python(sock: socket.socket, chunks: list[bytes]) -> bytes:
 feed_from: Callable[[Any, FrameDecoder], list[Packet] | None] = (
     native.feed_from if native else feed_from_in_python
 )
+transmit: Callable[[Any, list[bytes]], bytes] = native.transmit if native else transmit_in_python
+
 NOTHING: list[bytes] = []
+"""The buffer of a connection that has never been behind: shared, so never appended to."""
 
 LARGE = 4096
 """Bytes of a reply that is sent at once, not at the end of the turn: it would not be in the
 processor's cache any more."""
-
-transmit: Callable[[Any, list[bytes]], bytes] = native.transmit if native else transmit_in_python
 
 
 class DirectServer(tcp.Server):
@@ -282,6 +283,8 @@ class DirectServer(tcp.Server):
     def startTLS(self, *arguments: Any) -> None:
         self.flush()
         self._flush_later = self._decoder = None
+        # what Twisted writes below TLS it appends to this: it must be our own
+        self._tempDataBuffer = [*self._tempDataBuffer]
         tcp.Server.startTLS(self, *arguments)
 
     def connectionLost(self, reason: Failure) -> None:

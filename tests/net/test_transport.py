@@ -14,6 +14,7 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from twisted.internet import tcp
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
@@ -857,6 +858,21 @@ class CompiledTests(SynchronousTestCase):
                 parts.append(self.theirs.recv(1 << 20))
             except BlockingIOError:
                 return parts
+
+
+class SharedBufferTests(SynchronousTestCase):
+    def test_what_twisted_writes_below_its_tls_goes_to_no_other_connection(self):
+        wire = Wire(self, DirectReactor, DirectServer)
+        one, _ = wire.connect(Recorder())
+        other, fake = wire.connect(Recorder())
+        self.patch(tcp.Server, "startTLS", lambda *arguments: None)
+        for transport in (one, other):
+            transport.startTLS(None)
+        FileDescriptor.write(one, b"for one")
+        FileDescriptor.write(other, b"for the other")
+        other.doWrite()
+        self.assertEqual(fake.received, b"for the other")
+        self.assertEqual(direct.NOTHING, [])
 
 
 class DetachTests(SynchronousTestCase):

@@ -198,7 +198,7 @@ class JobQueueTests(SynchronousTestCase):
         queue.put([1, 2])
         queue.put([3])
         self.assertEqual(len(queue), 3)
-        self.assertEqual([queue.take(NOBODY) for _ in range(3)], [1, 2, 3])
+        self.assertEqual([queue.take(NOBODY, lambda: NOBODY) for _ in range(3)], [1, 2, 3])
         self.assertFalse(queue.rouse())
 
     def test_whatever_the_threads_do_every_job_is_taken_once(self):
@@ -208,7 +208,7 @@ class JobQueueTests(SynchronousTestCase):
 
         def work() -> None:
             eventfd = os.eventfd(0)
-            while (job := queue.take(eventfd)) >= 0:
+            while (job := queue.take(eventfd, lambda: NOBODY)) >= 0:
                 taken.append(job)
             os.close(eventfd)
 
