@@ -11,17 +11,19 @@
 #include <structmember.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { HEADER = 8, LONGEST = 0xFFFF, CHUNK = 65536, SMALL = 256, WHOLE = 1024, MARK = 65536, EVENTS = 128 };
+enum { HEADER = 8, LONGEST = 0xFFFF, CHUNK = 65536, SMALL = 256, WHOLE = 1024, MARK = 65536,
+       EVENTS = 128, LARGE = 4096, COPIED = 8192, PIECES = 128 };
 
 static uint32_t crc_table[8][256];
 static PyObject *zlib_crc32;     /* for longer bodies: it knows the processor better */
 static PyObject *packet_too_long;
-static PyObject *no_bytes;
+static PyObject *no_bytes, *no_list; /* never appended to */
 static _Thread_local char buffer[CHUNK + LONGEST]; /* of what is received */
-static _Thread_local char outgoing[CHUNK]; /* another one: a finalizer may send while we cut */
+static _Thread_local char outgoing[COPIED]; /* another one: a finalizer may send while we cut */
 
 /* An attribute that a class keeps in a slot, whose place is looked up once. */
 struct slot {
@@ -398,16 +400,8 @@ static Py_ssize_t begin(PyObject *decoder) {
     return pieces == NULL ? -1 : have;
 }
 
-/* feed_from(socket, decoder) -> packets, or None at the end of the stream; raises OSError */
-static PyObject *feed_from(PyObject *module, PyObject *const *args, Py_ssize_t count) {
-    (void)module;
-    int fd = count == 2 ? PyObject_AsFileDescriptor(args[0]) : -1;
-    if (fd < 0) {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_TypeError, "feed_from(socket, decoder)");
-        return NULL;
-    }
-    PyObject *decoder = args[1];
+/* Feed the decoder what can be received: the packets, None at the end of the stream, or NULL. */
+static PyObject *receive(int fd, PyObject *decoder) {
     Py_ssize_t have = begin(decoder), longest = number(&max_length, decoder), wanted = number(&need, decoder);
     if (PyErr_Occurred())
         return NULL;
@@ -433,12 +427,70 @@ static PyObject *feed_from(PyObject *module, PyObject *const *args, Py_ssize_t c
             goto failed;
         Py_DECREF(seen);
     }
-    count = PyList_GET_SIZE(packets);
+    Py_ssize_t count = PyList_GET_SIZE(packets);
     if (add(&packets_in, decoder, count) == 0 && (count || set(&little, decoder, PyLong_FromSsize_t(n)) == 0))
         return packets;
 failed:
     Py_XDECREF(packets);
     return NULL;
+}
+
+/* feed_from(socket, decoder) -> packets, or None at the end of the stream; raises OSError */
+static PyObject *feed_from(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    int fd = count == 2 ? PyObject_AsFileDescriptor(args[0]) : -1;
+    if (fd < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "feed_from(socket, decoder)");
+        return NULL;
+    }
+    return receive(fd, args[1]);
+}
+
+/* Send the chunks as one: what the kernel did not take, which is all after an error; or NULL. */
+static PyObject *send_chunks(int fd, PyObject *chunks) {
+    struct iovec pieces[PIECES];
+    PyObject *joined = NULL;
+    Py_ssize_t total = 0, count = PyList_GET_SIZE(chunks);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *chunk = PyList_GET_ITEM(chunks, i);
+        if (count > PIECES || !PyBytes_Check(chunk)) {
+            joined = PyObject_CallMethod(no_bytes, "join", "O", chunks); /* knows what is bytes-like */
+            if (joined == NULL)
+                return NULL;
+            chunk = joined;
+            total = i = 0, count = 1;
+        }
+        pieces[i] = (struct iovec){PyBytes_AS_STRING(chunk), (size_t)PyBytes_GET_SIZE(chunk)};
+        total += PyBytes_GET_SIZE(chunk);
+    }
+    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = (size_t)count};
+    if (total <= COPIED && count > 1) {
+        char *end = outgoing;
+        for (Py_ssize_t i = 0; i < count; end += pieces[i++].iov_len)
+            memcpy(end, pieces[i].iov_base, pieces[i].iov_len);
+        pieces[0] = (struct iovec){outgoing, (size_t)total};
+        count = 1;
+    }
+    ssize_t sent;
+    do {
+        sent = count == 1 ? send(fd, pieces[0].iov_base, pieces[0].iov_len, MSG_DONTWAIT | MSG_NOSIGNAL)
+                          : sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    } while (sent < 0 && errno == EINTR);
+    if (sent < 0)
+        sent = 0; /* EAGAIN, or an error that the next send will meet again */
+    PyObject *left = sent == total ? Py_NewRef(no_bytes) : PyBytes_FromStringAndSize(NULL, total - sent);
+    if (left != NULL && sent < total) {
+        char *end = PyBytes_AS_STRING(left);
+        for (Py_ssize_t i = 0; i < count; i++) {
+            size_t skipped = (size_t)sent < pieces[i].iov_len ? (size_t)sent : pieces[i].iov_len;
+            memcpy(end, (char *)pieces[i].iov_base + skipped, pieces[i].iov_len - skipped);
+            end += pieces[i].iov_len - skipped;
+            sent -= (ssize_t)skipped;
+        }
+    }
+    Py_XDECREF(joined);
+    return left;
 }
 
 /* transmit(socket, chunks) -> bytes: what the kernel did not take */
@@ -449,38 +501,249 @@ static PyObject *transmit(PyObject *module, PyObject *const *args, Py_ssize_t co
         return NULL;
     }
     int fd = PyObject_AsFileDescriptor(args[0]);
-    if (fd < 0)
+    return fd < 0 ? NULL : send_chunks(fd, args[1]);
+}
+
+static struct slot fd_of = {.name = "_fd"}, decoder_of = {.name = "_decoder"}, lane_of = {.name = "_lane"},
+    limited = {.name = "_limited"}, protocol_of = {.name = "protocol"}, corked = {.name = "_corked"},
+    held_back = {.name = "_held_back"}, connected = {.name = "connected"},
+    behind = {.name = "_tempDataLen"}, data_buffer = {.name = "dataBuffer"},
+    producer = {.name = "producer"}, streaming = {.name = "streamingProducer"};
+static struct slot session_of = {.name = "session"}, dispatch_of = {.name = "_dispatch"},
+    handlers_of = {.name = "handlers"}, busy = {.name = "_busy"}, outbox = {.name = "_outbox"},
+    running = {.name = "_running"}, pending = {.name = "_pending"}, ending = {.name = "_ending"},
+    out_of = {.name = "out"}, noted = {.name = "noted"}, excess = {.name = "excess"},
+    close_reason = {.name = "close_reason"};
+
+/* Whether the attribute is there and not None; also if it cannot be said, with an exception set. */
+static int has(struct slot *slot, PyObject *object) {
+    PyObject *value = get(slot, object);
+    Py_XDECREF(value);
+    return value != Py_None;
+}
+
+/* Whether the attribute is true; also if it cannot be said, with an exception set. */
+static int truth(struct slot *slot, PyObject *object) {
+    PyObject *value = get(slot, object);
+    int answer = value == NULL ? 1 : PyObject_IsTrue(value);
+    Py_XDECREF(value);
+    return answer != 0;
+}
+
+/* Send what is corked, as DirectServer.flush does. 1: done; 0: flush has something left to do;
+ * -1: failed, with an exception set. */
+static int flush_transport(PyObject *transport) {
+    PyObject *chunks = get(&corked, transport);
+    if (chunks == NULL)
+        return -1;
+    int done = -1;
+    if (chunks == Py_None)
+        done = 1;
+    else if (!PyList_CheckExact(chunks) || holds(&held_back, transport) || !truth(&connected, transport)
+             || truth(&behind, transport) || truth(&data_buffer, transport)
+             || (has(&producer, transport) && !truth(&streaming, transport)))
+        done = PyErr_Occurred() ? -1 : 0;
+    else {
+        PyObject *left = send_chunks((int)number(&fd_of, transport), chunks);
+        if (left != NULL && PyBytes_GET_SIZE(left) == 0)
+            done = set(&corked, transport, Py_NewRef(Py_None)) < 0 ? -1 : 1;
+        else if (left != NULL) /* the next send meets what has stopped this one */
+            done = set(&corked, transport, Py_BuildValue("[O]", left)) < 0 ? -1 : 0;
+        Py_XDECREF(left);
+    }
+    Py_DECREF(chunks);
+    return done;
+}
+
+/* flush(flushables, kind) -> those of them that still have something to flush; kind: the transports */
+static PyObject *flush_all(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    if (count != 2 || !PyList_CheckExact(args[0]) || !PyType_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "flush(flushables: list, kind: type)");
         return NULL;
-    PyObject *chunks = args[1], *joined = NULL;
-    Py_ssize_t total = 0;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(chunks) && total <= CHUNK; i++) {
-        PyObject *chunk = PyList_GET_ITEM(chunks, i);
-        if (!PyBytes_Check(chunk)) {
-            total = CHUNK + 1; /* join knows what else is bytes-like, and says what is not */
-            break;
-        }
-        Py_ssize_t n = PyBytes_GET_SIZE(chunk);
-        if (total + n <= CHUNK)
-            memcpy(outgoing + total, PyBytes_AS_STRING(chunk), (size_t)n);
-        total += n;
     }
-    const char *data = outgoing;
-    if (total > CHUNK) {
-        joined = PyObject_CallMethod(no_bytes, "join", "O", chunks);
-        if (joined == NULL)
+    PyObject *left = PyList_New(0);
+    for (Py_ssize_t i = 0; left != NULL && i < PyList_GET_SIZE(args[0]); i++) {
+        PyObject *flushable = Py_NewRef(PyList_GET_ITEM(args[0], i));
+        int done = PyObject_TypeCheck(flushable, (PyTypeObject *)args[1]) ? flush_transport(flushable) : 0;
+        if (done < 0) { /* no memory; what is behind it is flushed all the same */
+            PyErr_WriteUnraisable(flushable);
+            PyObject *told = PyObject_CallMethod(flushable, "flush_failed", NULL);
+            if (told == NULL)
+                PyErr_WriteUnraisable(flushable);
+            Py_XDECREF(told);
+        } else if (done == 0 && PyList_Append(left, flushable) < 0)
+            Py_CLEAR(left);
+        Py_DECREF(flushable);
+    }
+    return left;
+}
+
+/* Let the handlers of a lane at leisure answer packets, as Lane.take does: the replies, or NULL. */
+static PyObject *take(PyObject *lane, PyObject *session, PyObject *handlers, PyObject *packets) {
+    PyObject *out = PyList_New(0), *rest = PyObject_GetIter(packets), *zero = PyFloat_FromDouble(0.0);
+    PyObject *end = NULL;
+    if (out != NULL && rest != NULL && zero != NULL && set(&out_of, lane, Py_NewRef(out)) == 0
+        && set(&running, lane, Py_NewRef(Py_True)) == 0) {
+        PyObject *arguments[] = {lane, session, handlers, rest, out, Py_None, zero, zero};
+        end = answer(NULL, arguments, 8);
+    }
+    if (end != NULL && !PyLong_CheckExact(end))
+        Py_XSETREF(out, PyObject_CallMethod(lane, "go_on", "OOO", out, rest, end));
+    else if (end == NULL) {
+        PyObject *error = raised(), *done = PyObject_CallMethod(lane, "returned", NULL);
+        Py_XDECREF(done);
+        PyErr_Clear();
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+        Py_DECREF(error);
+        Py_CLEAR(out);
+    } else if (set(&running, lane, Py_NewRef(Py_False)) < 0 || set(&out_of, lane, Py_NewRef(no_list)) < 0)
+        Py_CLEAR(out);
+    else if (has(&pending, lane) || holds(&ending, lane))
+        Py_XSETREF(out, PyErr_Occurred() ? NULL : PyObject_CallMethod(lane, "answered", "O", out));
+    Py_XDECREF(end);
+    Py_XDECREF(rest);
+    Py_XDECREF(zero);
+    return out;
+}
+
+/* Whether the handler of the first packet can be called here and now. */
+static int at_leisure(PyObject *lane, PyObject *handlers, PyObject *packets) {
+    if (holds(&busy, lane) || has(&outbox, lane) || holds(&running, lane) || holds(&halted, lane)
+        || has(&pending, lane) || holds(&ending, lane) || !PyDict_CheckExact(handlers))
+        return 0;
+    PyObject *code = PyTuple_GET_ITEM(PyList_GET_ITEM(packets, 0), 0);
+    PyObject *handler = PyDict_GetItemWithError(handlers, code);
+    return handler != NULL && !holds(&in_thread, handler);
+}
+
+/* What protocol.receive returns for the packets, or NULL. */
+static PyObject *handle(PyObject *transport, PyObject *protocol, PyObject *lane, PyObject *decoder,
+                        PyObject *packets) {
+    const char *method = "receive";
+    PyObject *out = NULL, *dispatch = NULL, *handlers = NULL, *session = NULL;
+    Py_INCREF(packets);
+    if (lane == Py_None || PyList_GET_SIZE(packets) == 0)
+        goto other;
+    session = get(&session_of, lane);
+    dispatch = get(&dispatch_of, lane);
+    handlers = dispatch == NULL ? NULL : get(&handlers_of, dispatch);
+    if (session == NULL || handlers == NULL)
+        goto done;
+    if (holds(&limited, transport)) {
+        PyObject *admitted = PyObject_CallMethod(session, "admit", "Od", packets, seconds());
+        if (admitted == NULL)
+            goto done;
+        Py_SETREF(packets, admitted);
+        method = "admitted";
+        if (!PyList_CheckExact(packets) || PyList_GET_SIZE(packets) == 0 || has(&excess, session)
+            || has(&close_reason, session))
+            goto other;
+    }
+    if (at_leisure(lane, handlers, packets)) {
+        out = take(lane, session, handlers, packets);
+        if (out != NULL && (holds(&noted, decoder) || has(&close_reason, session)))
+            Py_XSETREF(out, PyErr_Occurred() ? NULL : PyObject_CallMethod(protocol, "answered", "O", out));
+        goto done;
+    }
+other:
+    if (!PyErr_Occurred())
+        out = PyObject_CallMethod(protocol, method, "O", packets);
+done:
+    Py_DECREF(packets);
+    Py_XDECREF(dispatch);
+    Py_XDECREF(handlers);
+    Py_XDECREF(session);
+    return out;
+}
+
+/* Keep the replies back to the end of the turn, as DirectServer.doRead does; 0, or -1. */
+static int cork(PyObject *transport, PyObject *out, PyObject *unflushed) {
+    Py_ssize_t count = PyList_GET_SIZE(out);
+    if (count == 0)
+        return 0;
+    PyObject *before = get(&corked, transport);
+    if (before == NULL)
+        return -1;
+    int failed;
+    if (before != Py_None)
+        failed = PyList_SetSlice(before, PyList_GET_SIZE(before), PyList_GET_SIZE(before), out);
+    else {
+        int large = PyObject_Size(PyList_GET_ITEM(out, count - 1)) > LARGE;
+        failed = set(&corked, transport, Py_NewRef(out));
+        int done = failed || !large ? 0 : flush_transport(transport);
+        if (!failed && done <= 0)
+            failed = done < 0 || PyList_Append(unflushed, transport) < 0 ? -1 : 0;
+    }
+    Py_DECREF(before);
+    return failed;
+}
+
+/* Read from a transport that has a decoder, and answer, as DirectServer.doRead does: a new reference
+ * to what that returns, or NULL. */
+static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd, PyObject *unflushed) {
+    PyObject *packets = receive(fd, decoder);
+    if (packets == NULL) {
+        if (!PyErr_ExceptionMatches(PyExc_OSError))
             return NULL;
-        data = PyBytes_AS_STRING(joined);
-        total = PyBytes_GET_SIZE(joined);
+        int nothing = PyErr_ExceptionMatches(PyExc_BlockingIOError);
+        PyErr_Clear();
+        return nothing ? Py_NewRef(Py_None) : imported("twisted.internet.main", "CONNECTION_LOST");
     }
-    ssize_t sent;
-    do {
-        sent = send(fd, data, (size_t)total, MSG_DONTWAIT | MSG_NOSIGNAL);
-    } while (sent < 0 && errno == EINTR);
-    if (sent < 0)
-        sent = 0; /* EAGAIN, or an error that the next send will meet again */
-    PyObject *left = sent == total ? Py_NewRef(no_bytes)
-                                   : PyBytes_FromStringAndSize(data + sent, total - sent);
-    Py_XDECREF(joined);
+    if (packets == Py_None) {
+        Py_DECREF(packets);
+        return imported("twisted.internet.main", "CONNECTION_DONE");
+    }
+    PyObject *protocol = get(&protocol_of, transport), *lane = get(&lane_of, transport), *out = NULL;
+    if (protocol != NULL && lane != NULL)
+        out = handle(transport, protocol, lane, decoder, packets);
+    Py_XDECREF(protocol);
+    Py_XDECREF(lane);
+    Py_DECREF(packets);
+    int failed = out == NULL || cork(transport, out, unflushed) < 0;
+    Py_XDECREF(out);
+    return failed ? NULL : Py_NewRef(Py_None);
+}
+
+/* serve(events, selectables, kind, unflushed, lose) -> the events that are left for others */
+static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    if (count != 5 || !PyList_CheckExact(args[0]) || !PyDict_CheckExact(args[1]) || !PyType_Check(args[2])
+        || !PyList_CheckExact(args[3])) {
+        PyErr_SetString(PyExc_TypeError,
+                        "serve(events: list, selectables: dict, kind: type, unflushed: list, lose)");
+        return NULL;
+    }
+    PyObject *left = PyList_New(0);
+    for (Py_ssize_t i = 0; left != NULL && i < PyList_GET_SIZE(args[0]); i++) {
+        PyObject *event = PyList_GET_ITEM(args[0], i), *decoder = NULL;
+        PyObject *number = PyTuple_GET_ITEM(event, 0);
+        PyObject *transport = PyDict_GetItemWithError(args[1], number);
+        if (transport != NULL && PyLong_AsLong(PyTuple_GET_ITEM(event, 1)) == EPOLLIN
+            && PyObject_TypeCheck(transport, (PyTypeObject *)args[2]))
+            decoder = get(&decoder_of, transport);
+        if (decoder == NULL || decoder == Py_None) {
+            Py_XDECREF(decoder);
+            if (PyErr_Occurred() || PyList_Append(left, event) < 0)
+                Py_CLEAR(left);
+            continue;
+        }
+        Py_INCREF(transport);
+        PyObject *why = serve_transport(transport, decoder, (int)PyLong_AsLong(number), args[3]);
+        int fault = why == NULL;
+        if (fault)
+            why = raised();
+        if (why != Py_None) {
+            PyObject *lost = PyObject_CallFunctionObjArgs(args[4], transport, why,
+                                                          fault ? Py_True : Py_False, NULL);
+            if (lost == NULL)
+                Py_CLEAR(left);
+            Py_XDECREF(lost);
+        }
+        Py_DECREF(why);
+        Py_DECREF(decoder);
+        Py_DECREF(transport);
+    }
     return left;
 }
 
@@ -556,6 +819,10 @@ static PyMethodDef methods[] = {
      "Wait for events of the epoll descriptor, behind a write to the eventfd waking, if it is none."},
     {"sleep", (PyCFunction)(void (*)(void))sleep_until_woken, METH_FASTCALL,
      "Wait for the eventfd, behind a write to the eventfd telling, if it is none."},
+    {"flush", (PyCFunction)(void (*)(void))flush_all, METH_FASTCALL,
+     "Flush the transports among what is to be flushed; return what is left of it."},
+    {"serve", (PyCFunction)(void (*)(void))serve, METH_FASTCALL,
+     "Read from the transports that are readable, and answer; return the events that are left."},
     {"transmit", (PyCFunction)(void (*)(void))transmit, METH_FASTCALL,
      "Send the chunks as one; return what the kernel did not take."},
     {NULL, NULL, 0, NULL},
@@ -569,12 +836,14 @@ PyMODINIT_FUNC PyInit__native(void) {
     PyObject *module = NULL;
     make_crc_table();
     no_bytes = PyBytes_FromStringAndSize(NULL, 0);
+    no_list = PyList_New(0);
     zlib_crc32 = imported("ccserver.core.checksum", "crc32");
     packet_too_long = imported("ccserver.errors", "PacketTooLong");
-    if (no_bytes != NULL && zlib_crc32 != NULL && packet_too_long != NULL)
+    if (no_bytes != NULL && no_list != NULL && zlib_crc32 != NULL && packet_too_long != NULL)
         module = PyModule_Create(&definition);
     if (module == NULL) {
         Py_CLEAR(no_bytes);
+        Py_CLEAR(no_list);
         Py_CLEAR(zlib_crc32);
         Py_CLEAR(packet_too_long);
     }

@@ -54,6 +54,23 @@ class Dispatch:
     @ivar threaded: the codes whose handlers run in the pool.
     """
 
+    __slots__ = (
+        "adopt",
+        "behind",
+        "counts",
+        "handlers",
+        "handover",
+        "idle_runners",
+        "lane_packets",
+        "lines",
+        "lost",
+        "made",
+        "pool",
+        "send_limits",
+        "threaded",
+        "throttle",
+    )
+
     log = Logger()
 
     def __init__(

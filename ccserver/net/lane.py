@@ -38,6 +38,12 @@ L{DONE}, or what a handler waits for."""
 
 DONE = object()
 
+Stop = tuple[int, Packet | None, Coroutine[Any, Any, Any] | None, Any]
+"""Where the compiled part has stopped: replies so far, the packet, its handler's coroutine if that
+waits, and for what; or None and what was raised."""
+
+NOT_BEGUN: Stop = (0, None, None, None)
+
 NO_JOB: Claim = []
 
 
@@ -141,51 +147,70 @@ class Lane(Resting):
             return NOTHING
         # as in _step, here for the sake of speed: most packets go no further
         dispatch = self._dispatch
-        runner, awaited = None, DONE
         out: list[bytes] = []
         self.out = out
         self._running = True
+        rest = iter(packets)
+        if answer is None:
+            return self.go_on(out, rest, NOT_BEGUN)
         try:
-            if answer is None:
-                runner = dispatch.take_runner()
-                awaited = runner.send((self, packets, None))
-            else:
-                rest = iter(packets)
-                end = answer(self, self.session, dispatch.handlers, rest, out, None, 0.0, 0.0)
-                if end.__class__ is not int:
-                    runner, awaited = self._go_on(rest, *end)
+            end = answer(self, self.session, dispatch.handlers, rest, out, None, 0.0, 0.0)
+        except BaseException:
+            self.returned()
+            raise
+        if end.__class__ is not int:
+            return self.go_on(out, rest, end)
+        self.returned()
+        return self.answered(out)
+
+    def go_on(self, out: list[bytes], rest: Iterator[Packet], end: Stop) -> list[bytes]:
+        """Go on where the compiled part has stopped: C{end} is what its C{answer} has returned.
+
+        @return: as L{take}.
+        """
+        try:
+            runner, awaited = self._run_on(rest, *end)
         finally:
-            self._running = False
-            self.out = NOTHING  # an idle connection does not hold its last reply
+            self.returned()
         if awaited is DONE:
-            if runner is not None:
-                dispatch.give_back(runner)
-            if self._pending is None and not self._ending:
-                return out
+            self._dispatch.give_back(runner)
+            return self.answered(out)
         if out:
             self._emit(out)
-        if runner is not None and awaited is not DONE:
-            self._wait(runner, awaited, copy_context())
+        self._wait(runner, awaited, copy_context())
         self._advance()
         self._pause_if_full()
         return NOTHING
 
-    def _go_on(
+    def answered(self, out: list[bytes]) -> list[bytes]:
+        """The handlers of all that was taken have returned, C{out} is what they reply.
+
+        @return: as L{take}.
+        """
+        if self._pending is None and not self._ending:
+            return out
+        if out:
+            self._emit(out)
+        self._advance()
+        self._pause_if_full()
+        return NOTHING
+
+    def _run_on(
         self,
         rest: Iterator[Packet],
-        _: int,
+        count: int,
         packet: Packet | None,
         coroutine: Coroutine[Any, Any, Any] | None,
         value: Any,
     ) -> tuple[Runner, Any]:
-        """Go on where the compiled part has stopped: see C{answer} there."""
+        """Let a runner go on, with the call of a handler if one has begun."""
         begun = None
         packets: Iterable[Packet] = rest
         if packet is not None:
             packets = chain((packet,), rest)
             if coroutine is not None or value is not None:
                 begun = Begun(coroutine, value)
-        elif self.flush():
+        elif count and self.flush():
             self.put_back(rest)
         runner = self._dispatch.take_runner()
         return runner, runner.send((self, packets, begun))
@@ -344,14 +369,18 @@ class Lane(Resting):
             self._peer.cut(CloseReason.HANDLER, "a handler could not be called")
             raise
         finally:
-            self._running = False
-            self.out = NOTHING  # an idle connection does not hold its last reply
+            self.returned()
         if out:
             self._emit(out)
         if awaited is DONE:
             self._dispatch.give_back(runner)
         else:
             self._wait(runner, awaited, copy_context())
+
+    def returned(self) -> None:
+        """No handler is running below us any more."""
+        self._running = False
+        self.out = NOTHING  # an idle connection does not hold its last reply
 
     def _wait(self, runner: Runner, awaited: Any, context: Context) -> None:
         """Go on with C{runner} when C{awaited} has its result, which it takes from there."""

@@ -82,7 +82,7 @@ class PacketProtocol(Protocol):
         self.transport.registerProducer(self.lane, True)
         attend = getattr(self.transport, "attend", None)
         if attend is not None:
-            attend(self._decoder)
+            attend(self._decoder, self.lane, self.factory.timed)
 
     def dataReceived(self, data: bytes) -> None:
         out = self.receive(self._decoder.feed(data))
@@ -96,9 +96,16 @@ class PacketProtocol(Protocol):
             return NOTHING
         if self.factory.timed:
             packets = self.session.admit(packets, self.factory.clock.seconds())
-            if self.session.excess is not None:
-                self._exceed()
-        out = self.lane.take(packets) if packets else NOTHING
+        return self.admitted(packets)
+
+    def admitted(self, packets: list[Packet]) -> list[bytes]:
+        """Take what the limits let through of a read; what is returned is to be sent, at once."""
+        if self.session.excess is not None:
+            self._exceed()
+        return self.answered(self.lane.take(packets) if packets else NOTHING)
+
+    def answered(self, out: list[bytes]) -> list[bytes]:
+        """The packets of a read have been taken: act on what else came of it."""
         if self._decoder.noted or self.session.close_reason is not None:
             self.transport.writeSequence(out)
             self._settle()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import time
 from collections.abc import Callable
 from math import ceil
@@ -16,6 +15,7 @@ from twisted.python import log
 
 from ccserver.native import native
 from ccserver.net.jobqueue import NOBODY
+from ccserver.net.transport import DirectServer
 
 TURN = 128
 """Events of one turn. What a turn writes is sent at its end, so this bounds how long the first
@@ -35,6 +35,31 @@ def poll(poller: Any, timeout: float | None, waking: int = NOBODY) -> list[tuple
         os.eventfd_write(waking, 1)
     events = poller.poll(-1 if timeout is None else timeout, TURN)
     return events
+
+
+def flush_in_python(flushables: list[Flushable], kind: type) -> list[Flushable]:
+    """Those of C{flushables} that have something left to flush, when the transports are done."""
+    return flushables
+
+
+def serve_in_python(
+    events: list[tuple[int, int]],
+    selectables: dict[int, Any],
+    kind: type,
+    unflushed: list[Flushable],
+    lose: Callable[[Any, BaseException, bool], None],
+) -> list[tuple[int, int]]:
+    """Those of C{events} that are left, when the transports that have a decoder are served.
+
+    @param kind: their class.
+    @param unflushed: is given what is to be flushed at the end of the turn.
+    @param lose: is called with a transport to disconnect, why, and whether that is a fault.
+    """
+    return events
+
+
+flush: Callable[..., list[Flushable]] = native.flush if native else flush_in_python
+serve: Callable[..., list[tuple[int, int]]] = native.serve if native else serve_in_python
 
 
 class Flushable(Protocol):
@@ -79,7 +104,7 @@ class DirectReactor(EPollReactor):
         if self._unflushed:
             gathered = self._unflushed.copy()
             self._unflushed.clear()
-            for flushable in gathered:
+            for flushable in flush(gathered, DirectServer):
                 try:
                     flushable.flush()
                 except Exception:  # no memory; what is behind it is flushed all the same
@@ -98,7 +123,7 @@ class DirectReactor(EPollReactor):
                 return
             raise
         selectables = self._selectables
-        for fd, event in events:
+        for fd, event in serve(events, selectables, DirectServer, self._unflushed, self._lose):
             selectable = selectables.get(fd)
             if selectable is None:
                 continue
@@ -107,11 +132,17 @@ class DirectReactor(EPollReactor):
                 continue
             try:
                 why = selectable.doRead()
-            except BaseException:
-                why = sys.exc_info()[1]
-                log.callWithLogger(selectable, log.err)
-            if why:
-                self._disconnectSelectable(selectable, why, True)
+            except BaseException as error:
+                self._lose(selectable, error, True)
+            else:
+                if why:
+                    self._lose(selectable, why, False)
+
+    def _lose(self, selectable: Any, why: BaseException, fault: bool) -> None:
+        """Disconnect C{selectable}, whose reading has come to an end, or has failed."""
+        if fault:
+            log.callWithLogger(selectable, log.err, why)
+        self._disconnectSelectable(selectable, why, True)
 
     doIteration = doPoll
 

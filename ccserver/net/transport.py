@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import abstract, main, tcp
 from twisted.internet.interfaces import IProtocolFactory
@@ -14,6 +14,9 @@ from twisted.python.failure import Failure
 from ccserver.core.framing import FrameDecoder, Packet
 from ccserver.native import native
 from ccserver.net.intake import Intake, accept_waiting
+
+if TYPE_CHECKING:
+    from ccserver.net.lane import Lane
 
 READ_SIZE = 65536
 """Bytes that are read at once, and above which writes are not held back to the turn's end."""
@@ -62,47 +65,86 @@ class DirectServer(tcp.Server):
     the flush are inherited; TLS takes the stock path.
     """
 
+    # what packets and flushes look at, here and in the compiled part; and what each instance has
+    __slots__ = (
+        "TLS",
+        "_corked",
+        "_decoder",
+        "_fd",
+        "_flush_later",
+        "_held_back",
+        "_lane",
+        "_limited",
+        "_tempDataBuffer",
+        "_tempDataLen",
+        "_writeDisconnected",
+        "_written",
+        "client",
+        "connected",
+        "dataBuffer",
+        "disconnected",
+        "disconnecting",
+        "hostname",
+        "offset",
+        "producer",
+        "producerPaused",
+        "protocol",
+        "reactor",
+        "server",
+        "sessionno",
+        "socket",
+        "streamingProducer",
+    )
+
     protocol: Any
+    producer: Any
+    reactor: Any
+    socket: Any
     _at_end = False
+    _fd: int
+    _decoder: FrameDecoder | None
+    _lane: Lane | None
     _tempDataBuffer: list[bytes]
-    _tempDataLen: int
-    disconnecting: int
-    TLS: bool
-    _flush_later: Any
     startWriting: Any
     stopWriting: Any
     stopReading: Any
     _maybePauseProducer: Any
 
-    def __init__(self, *arguments: Any) -> None:
-        # what every packet looks at: 15 ns in the instance, 45 ns in a base class
-        self.TLS = False
+    def __init__(self, sock: Any, *arguments: Any) -> None:
+        self.TLS = self._writeDisconnected = self._limited = False
+        self.connected = self.disconnected = self.disconnecting = 0
+        self.producer: Any = None
+        self.producerPaused = self.streamingProducer = False
         self.dataBuffer = b""
-        self._writeDisconnected = False
+        self.offset = 0
         self._corked: list[bytes] | None = None
         self._written = 0  # bytes since something was corked, about
-        tcp.Server.__init__(self, *arguments)
+        self._held_back = False  # nothing that is written is sent
+        self._decoder = self._lane = None
+        self._fd = sock.fileno()
+        tcp.Server.__init__(self, sock, *arguments)
         # 286 bytes for what is hardly ever asked; not by way of __dict__: once that is made, each
         # look at an attribute takes twice as long
         for name in ("logstr", "repstr", "fileno"):
             with suppress(AttributeError):
                 delattr(self, name)
         self._tempDataBuffer = NOTHING
-        self._flush_later = getattr(self.reactor, "flush_later", None)
-        self._decoder: FrameDecoder | None = None
+        self._flush_later: Any = getattr(self.reactor, "flush_later", None)
 
-    def attend(self, decoder: FrameDecoder) -> None:
+    def attend(self, decoder: FrameDecoder, lane: Lane, limited: bool) -> None:
         """From now on feed what is read to C{decoder}, and its packets to C{protocol.receive}.
 
         What that returns is sent at the end of the turn. On another reactor than ours the
-        protocol is told of data, as any is.
+        protocol is told of data, as any is. The compiled part does itself what C{receive} does
+        with packets that are all good while C{lane} is at leisure.
+
+        @param limited: the session is to admit the packets, see L{Session.admit}.
         """
         if self._flush_later is not None:
-            self._decoder = decoder
+            self._decoder, self._lane, self._limited = decoder, lane, limited
 
     def fileno(self) -> int:
-        sock = getattr(self, "socket", None)
-        return -1 if sock is None else sock.fileno()
+        return self._fd
 
     def logPrefix(self) -> str:
         protocol = getattr(self, "protocol", None)  # there is none once it is closed
@@ -177,6 +219,8 @@ class DirectServer(tcp.Server):
 
     def flush(self) -> None:
         """Send what was written, or buffer what the kernel does not take of it."""
+        if self._held_back:
+            return
         corked, self._corked = self._corked, None
         if corked is None or not self.connected:
             return
@@ -234,13 +278,13 @@ class DirectServer(tcp.Server):
         self.flush()
         self.stopReading()
         self.stopWriting()
-        self.flush = lambda: None  # type: ignore[method-assign]
+        self._held_back = True
         unsent = [self.dataBuffer[self.offset :], b"".join(self._tempDataBuffer)]
         return [data for data in unsent if data]
 
     def reattach(self) -> None:
         """Write again, first what was not sent; reading is resumed by C{resumeProducing}."""
-        del self.flush
+        self._held_back = False
         self.flush()
         if self._tempDataLen or self.dataBuffer:
             self.startWriting()
@@ -248,7 +292,8 @@ class DirectServer(tcp.Server):
     def release(self) -> None:
         """Let go of the socket of a detached transport: it is closed here, and only here."""
         self.connected, self.disconnected = 0, 1
-        self.producer = self._decoder = self._corked = None
+        self.producer = self._decoder = self._lane = self._corked = None
+        self._fd = -1
         self.socket.close()  # without a shutdown, which would end it for all who have it
         del self.protocol, self.socket
 
@@ -282,20 +327,23 @@ class DirectServer(tcp.Server):
 
     def startTLS(self, *arguments: Any) -> None:
         self.flush()
-        self._flush_later = self._decoder = None
+        self._flush_later = self._decoder = self._lane = None
         # what Twisted writes below TLS it appends to this: it must be our own
         self._tempDataBuffer = [*self._tempDataBuffer]
         tcp.Server.startTLS(self, *arguments)
 
     def connectionLost(self, reason: Failure) -> None:
-        self._decoder = self._corked = None  # the protocol is not ours any more
+        self._decoder = self._lane = self._corked = None  # the protocol is not ours any more
         self.fileno = self.fileno  # type: ignore[method-assign]
-        tcp.Server.connectionLost(self, reason)  # which deletes that
+        try:
+            tcp.Server.connectionLost(self, reason)  # which deletes that
+        finally:
+            self._fd = -1
 
     def abortConnection(self) -> None:
         tcp.Server.abortConnection(self)
-        self._corked = None
-        self.flush = lambda: None  # type: ignore[method-assign]
+        self._corked = self._decoder = self._lane = None
+        self._held_back = True
 
 
 class DirectPort(tcp.Port):

@@ -12,6 +12,7 @@ from twisted.internet import tcp
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.protocol import Protocol
 
+from ccserver.net import reactor as turns
 from ccserver.net import transport as direct
 from ccserver.net.reactor import DirectReactor
 from ccserver.net.transport import DirectServer
@@ -203,6 +204,8 @@ class Wire:
         # the compiled ones would do their system calls themselves
         test.patch(direct, "feed_from", direct.feed_from_in_python)
         test.patch(direct, "transmit", direct.transmit_in_python)
+        test.patch(turns, "serve", turns.serve_in_python)
+        test.patch(turns, "flush", turns.flush_in_python)
         self.reactor = reactor()
         self.poller = fake_kernel(self.reactor)
         self._transport = transport
