@@ -555,16 +555,22 @@ static int flush_transport(PyObject *transport) {
     return done;
 }
 
-/* flush(flushables, kind) -> those of them that still have something to flush; kind: the transports */
+/* Keep item i of the list as its item *kept; 0, or -1. */
+static int keep(PyObject *list, Py_ssize_t i, Py_ssize_t *kept) {
+    Py_ssize_t place = (*kept)++;
+    return i == place ? 0 : PyList_SetItem(list, place, Py_NewRef(PyList_GET_ITEM(list, i)));
+}
+
+/* flush(flushables, kind): takes away those, transports of that class, that have nothing left to flush */
 static PyObject *flush_all(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
     if (count != 2 || !PyList_CheckExact(args[0]) || !PyType_Check(args[1])) {
         PyErr_SetString(PyExc_TypeError, "flush(flushables: list, kind: type)");
         return NULL;
     }
-    PyObject *left = PyList_New(0);
-    for (Py_ssize_t i = 0; left != NULL && i < PyList_GET_SIZE(args[0]); i++) {
-        PyObject *flushable = Py_NewRef(PyList_GET_ITEM(args[0], i));
+    Py_ssize_t kept = 0, given = PyList_GET_SIZE(args[0]);
+    for (Py_ssize_t i = 0; i < given; i++) {
+        PyObject *flushable = PyList_GET_ITEM(args[0], i);
         int done = PyObject_TypeCheck(flushable, (PyTypeObject *)args[1]) ? flush_transport(flushable) : 0;
         if (done < 0) { /* no memory; what is behind it is flushed all the same */
             PyErr_WriteUnraisable(flushable);
@@ -572,11 +578,10 @@ static PyObject *flush_all(PyObject *module, PyObject *const *args, Py_ssize_t c
             if (told == NULL)
                 PyErr_WriteUnraisable(flushable);
             Py_XDECREF(told);
-        } else if (done == 0 && PyList_Append(left, flushable) < 0)
-            Py_CLEAR(left);
-        Py_DECREF(flushable);
+        } else if (done == 0 && keep(args[0], i, &kept) < 0)
+            return NULL;
     }
-    return left;
+    return PyList_SetSlice(args[0], kept, given, NULL) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 /* Let the handlers of a lane at leisure answer packets, as Lane.take does: the replies, or NULL. */
@@ -589,7 +594,9 @@ static PyObject *take(PyObject *lane, PyObject *session, PyObject *handlers, PyO
         end = answer(NULL, arguments, 8);
     }
     if (end != NULL && !PyLong_CheckExact(end))
-        Py_XSETREF(out, PyObject_CallMethod(lane, "go_on", "OOO", out, rest, end));
+        Py_XSETREF(out, PyObject_CallMethod(lane, "go_on", "OOOOOO", out, rest, PyTuple_GET_ITEM(end, 0),
+                                            PyTuple_GET_ITEM(end, 1), PyTuple_GET_ITEM(end, 2),
+                                            PyTuple_GET_ITEM(end, 3)));
     else if (end == NULL) {
         PyObject *error = raised(), *done = PyObject_CallMethod(lane, "returned", NULL);
         Py_XDECREF(done);
@@ -705,17 +712,17 @@ static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd,
     return failed ? NULL : Py_NewRef(Py_None);
 }
 
-/* serve(events, selectables, kind, unflushed, lose) -> the events that are left for others */
+/* serve(events, selectables, kind, unflushed, reactor): takes away the events that it has served */
 static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
     if (count != 5 || !PyList_CheckExact(args[0]) || !PyDict_CheckExact(args[1]) || !PyType_Check(args[2])
         || !PyList_CheckExact(args[3])) {
         PyErr_SetString(PyExc_TypeError,
-                        "serve(events: list, selectables: dict, kind: type, unflushed: list, lose)");
+                        "serve(events: list, selectables: dict, kind: type, unflushed: list, reactor)");
         return NULL;
     }
-    PyObject *left = PyList_New(0);
-    for (Py_ssize_t i = 0; left != NULL && i < PyList_GET_SIZE(args[0]); i++) {
+    Py_ssize_t kept = 0, given = PyList_GET_SIZE(args[0]);
+    for (Py_ssize_t i = 0; i < given; i++) {
         PyObject *event = PyList_GET_ITEM(args[0], i), *decoder = NULL;
         PyObject *number = PyTuple_GET_ITEM(event, 0);
         PyObject *transport = PyDict_GetItemWithError(args[1], number);
@@ -724,27 +731,25 @@ static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count
             decoder = get(&decoder_of, transport);
         if (decoder == NULL || decoder == Py_None) {
             Py_XDECREF(decoder);
-            if (PyErr_Occurred() || PyList_Append(left, event) < 0)
-                Py_CLEAR(left);
+            if (PyErr_Occurred() || keep(args[0], i, &kept) < 0)
+                return NULL;
             continue;
         }
         Py_INCREF(transport);
         PyObject *why = serve_transport(transport, decoder, (int)PyLong_AsLong(number), args[3]);
-        int fault = why == NULL;
-        if (fault)
+        PyObject *fault = why == NULL ? Py_True : Py_False, *lost = Py_NewRef(Py_None);
+        if (why == NULL)
             why = raised();
-        if (why != Py_None) {
-            PyObject *lost = PyObject_CallFunctionObjArgs(args[4], transport, why,
-                                                          fault ? Py_True : Py_False, NULL);
-            if (lost == NULL)
-                Py_CLEAR(left);
-            Py_XDECREF(lost);
-        }
+        if (why != Py_None)
+            Py_SETREF(lost, PyObject_CallMethod(args[4], "lose", "OOO", transport, why, fault));
         Py_DECREF(why);
         Py_DECREF(decoder);
         Py_DECREF(transport);
+        if (lost == NULL)
+            return NULL;
+        Py_DECREF(lost);
     }
-    return left;
+    return PyList_SetSlice(args[0], kept, given, NULL) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 static const uint64_t one = 1;
@@ -820,9 +825,9 @@ static PyMethodDef methods[] = {
     {"sleep", (PyCFunction)(void (*)(void))sleep_until_woken, METH_FASTCALL,
      "Wait for the eventfd, behind a write to the eventfd telling, if it is none."},
     {"flush", (PyCFunction)(void (*)(void))flush_all, METH_FASTCALL,
-     "Flush the transports among what is to be flushed; return what is left of it."},
+     "Flush the transports among what is to be flushed, and leave the others."},
     {"serve", (PyCFunction)(void (*)(void))serve, METH_FASTCALL,
-     "Read from the transports that are readable, and answer; return the events that are left."},
+     "Read from the transports that are readable, and answer; leave the other events."},
     {"transmit", (PyCFunction)(void (*)(void))transmit, METH_FASTCALL,
      "Send the chunks as one; return what the kernel did not take."},
     {NULL, NULL, 0, NULL},

@@ -38,11 +38,8 @@ L{DONE}, or what a handler waits for."""
 
 DONE = object()
 
-Stop = tuple[int, Packet | None, Coroutine[Any, Any, Any] | None, Any]
-"""Where the compiled part has stopped: replies so far, the packet, its handler's coroutine if that
-waits, and for what; or None and what was raised."""
-
-NOT_BEGUN: Stop = (0, None, None, None)
+Task = tuple["Lane", Iterable[Packet], Begun | None]
+"""What a runner is sent: whose packets, which, and the call of the first if it has begun."""
 
 NO_JOB: Claim = []
 
@@ -150,30 +147,55 @@ class Lane(Resting):
         out: list[bytes] = []
         self.out = out
         self._running = True
-        rest = iter(packets)
         if answer is None:
-            return self.go_on(out, rest, NOT_BEGUN)
+            return self._let_run(out, (self, packets, None))
+        rest = iter(packets)
         try:
             end = answer(self, self.session, dispatch.handlers, rest, out, None, 0.0, 0.0)
         except BaseException:
             self.returned()
             raise
         if end.__class__ is not int:
-            return self.go_on(out, rest, end)
+            return self.go_on(out, rest, *end)
         self.returned()
         return self.answered(out)
 
-    def go_on(self, out: list[bytes], rest: Iterator[Packet], end: Stop) -> list[bytes]:
-        """Go on where the compiled part has stopped: C{end} is what its C{answer} has returned.
+    def go_on(
+        self,
+        out: list[bytes],
+        rest: Iterator[Packet],
+        _: int,
+        packet: Packet | None,
+        coroutine: Coroutine[Any, Any, Any] | None,
+        value: Any,
+    ) -> list[bytes]:
+        """Go on where the compiled part has stopped: see C{answer} there.
 
         @return: as L{take}.
         """
+        begun = None
+        packets: Iterable[Packet] = rest
+        if packet is not None:
+            packets = chain((packet,), rest)
+            if coroutine is not None or value is not None:
+                begun = Begun(coroutine, value)
+        elif self.flush():
+            self.put_back(rest)
+        return self._let_run(out, (self, packets, begun))
+
+    def _let_run(self, out: list[bytes], task: Task) -> list[bytes]:
+        """Let a runner handle packets; C{out} is where the replies go."""
+        dispatch = self._dispatch
+        runner = dispatch.take_runner()
         try:
-            runner, awaited = self._run_on(rest, *end)
+            awaited = runner.send(task)
         finally:
-            self.returned()
+            self._running = False
+            self.out = NOTHING  # an idle connection does not hold its last reply
         if awaited is DONE:
-            self._dispatch.give_back(runner)
+            dispatch.give_back(runner)
+            if self._pending is None and not self._ending:
+                return out
             return self.answered(out)
         if out:
             self._emit(out)
@@ -194,26 +216,6 @@ class Lane(Resting):
         self._advance()
         self._pause_if_full()
         return NOTHING
-
-    def _run_on(
-        self,
-        rest: Iterator[Packet],
-        count: int,
-        packet: Packet | None,
-        coroutine: Coroutine[Any, Any, Any] | None,
-        value: Any,
-    ) -> tuple[Runner, Any]:
-        """Let a runner go on, with the call of a handler if one has begun."""
-        begun = None
-        packets: Iterable[Packet] = rest
-        if packet is not None:
-            packets = chain((packet,), rest)
-            if coroutine is not None or value is not None:
-                begun = Begun(coroutine, value)
-        elif count and self.flush():
-            self.put_back(rest)
-        runner = self._dispatch.take_runner()
-        return runner, runner.send((self, packets, begun))
 
     def finish(self) -> None:
         """Tell the peer when all that was taken has been handled."""
@@ -380,7 +382,7 @@ class Lane(Resting):
     def returned(self) -> None:
         """No handler is running below us any more."""
         self._running = False
-        self.out = NOTHING  # an idle connection does not hold its last reply
+        self.out = NOTHING
 
     def _wait(self, runner: Runner, awaited: Any, context: Context) -> None:
         """Go on with C{runner} when C{awaited} has its result, which it takes from there."""

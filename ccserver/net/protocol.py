@@ -95,22 +95,26 @@ class PacketProtocol(Protocol):
             self._take_little(self._decoder.little)
             return NOTHING
         if self.factory.timed:
-            packets = self.session.admit(packets, self.factory.clock.seconds())
-        return self.admitted(packets)
+            return self.admitted(self.session.admit(packets, self.factory.clock.seconds()))
+        out = self.lane.take(packets) if packets else NOTHING
+        if self._decoder.noted or self.session.close_reason is not None:
+            return self.answered(out)
+        return out
 
     def admitted(self, packets: list[Packet]) -> list[bytes]:
         """Take what the limits let through of a read; what is returned is to be sent, at once."""
         if self.session.excess is not None:
             self._exceed()
-        return self.answered(self.lane.take(packets) if packets else NOTHING)
+        out = self.lane.take(packets) if packets else NOTHING
+        if self._decoder.noted or self.session.close_reason is not None:
+            return self.answered(out)
+        return out
 
     def answered(self, out: list[bytes]) -> list[bytes]:
-        """The packets of a read have been taken: act on what else came of it."""
-        if self._decoder.noted or self.session.close_reason is not None:
-            self.transport.writeSequence(out)
-            self._settle()
-            return NOTHING
-        return out
+        """The packets of a read are answered by C{out}: act on what else was found in it."""
+        self.transport.writeSequence(out)
+        self._settle()
+        return NOTHING
 
     def _take_little(self, size: int) -> None:
         """A read of C{size} bytes has completed no packet."""

@@ -37,31 +37,6 @@ def poll(poller: Any, timeout: float | None, waking: int = NOBODY) -> list[tuple
     return events
 
 
-def flush_in_python(flushables: list[Flushable], kind: type) -> list[Flushable]:
-    """Those of C{flushables} that have something left to flush, when the transports are done."""
-    return flushables
-
-
-def serve_in_python(
-    events: list[tuple[int, int]],
-    selectables: dict[int, Any],
-    kind: type,
-    unflushed: list[Flushable],
-    lose: Callable[[Any, BaseException, bool], None],
-) -> list[tuple[int, int]]:
-    """Those of C{events} that are left, when the transports that have a decoder are served.
-
-    @param kind: their class.
-    @param unflushed: is given what is to be flushed at the end of the turn.
-    @param lose: is called with a transport to disconnect, why, and whether that is a fault.
-    """
-    return events
-
-
-flush: Callable[..., list[Flushable]] = native.flush if native else flush_in_python
-serve: Callable[..., list[tuple[int, int]]] = native.serve if native else serve_in_python
-
-
 class Flushable(Protocol):
     """Something that gathers work during a turn."""
 
@@ -70,6 +45,16 @@ class Flushable(Protocol):
 
     def flush_failed(self) -> None:
         """L{flush} has raised, which it does only where there is no memory."""
+
+
+flush: Callable[[list[Flushable], type], None] | None = native.flush if native else None
+"""flush(flushables, kind) takes away those, transports of that class, that have nothing left to
+flush."""
+
+serve: Callable[..., None] | None = native.serve if native else None
+"""serve(events, selectables, kind, unflushed, reactor) takes away the events of transports of that
+class that have a decoder, for it has served them. C{unflushed} is given what is to be flushed at
+the end of the turn; a transport that is to be disconnected is told to C{reactor.lose}."""
 
 
 class DirectReactor(EPollReactor):
@@ -104,7 +89,9 @@ class DirectReactor(EPollReactor):
         if self._unflushed:
             gathered = self._unflushed.copy()
             self._unflushed.clear()
-            for flushable in flush(gathered, DirectServer):
+            if flush is not None:
+                flush(gathered, DirectServer)
+            for flushable in gathered:
                 try:
                     flushable.flush()
                 except Exception:  # no memory; what is behind it is flushed all the same
@@ -123,7 +110,9 @@ class DirectReactor(EPollReactor):
                 return
             raise
         selectables = self._selectables
-        for fd, event in serve(events, selectables, DirectServer, self._unflushed, self._lose):
+        if serve is not None:
+            serve(events, selectables, DirectServer, self._unflushed, self)
+        for fd, event in events:
             selectable = selectables.get(fd)
             if selectable is None:
                 continue
@@ -133,12 +122,12 @@ class DirectReactor(EPollReactor):
             try:
                 why = selectable.doRead()
             except BaseException as error:
-                self._lose(selectable, error, True)
+                self.lose(selectable, error, True)
             else:
                 if why:
-                    self._lose(selectable, why, False)
+                    self.lose(selectable, why, False)
 
-    def _lose(self, selectable: Any, why: BaseException, fault: bool) -> None:
+    def lose(self, selectable: Any, why: BaseException, fault: bool) -> None:
         """Disconnect C{selectable}, whose reading has come to an end, or has failed."""
         if fault:
             log.callWithLogger(selectable, log.err, why)
