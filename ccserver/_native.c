@@ -18,6 +18,8 @@
 enum { HEADER = 8, LONGEST = 0xFFFF, CHUNK = 65536, SMALL = 256, WHOLE = 1024, MARK = 65536,
        EVENTS = 128, LARGE = 4096, COPIED = 8192, PIECES = 128 };
 
+#define FLUSH_FAILED "Unexpected error in a flush."
+
 static uint32_t crc_table[8][256];
 static PyObject *zlib_crc32;     /* for longer bodies: it knows the processor better */
 static PyObject *packet_too_long;
@@ -82,40 +84,42 @@ static uint32_t get32(const unsigned char *p) {
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }
 
-/* Where the object keeps the attribute; NULL, with no exception set: not in a slot of its class. */
-static PyObject **place_of(struct slot *slot, PyObject *object) {
-    PyTypeObject *type = Py_TYPE(object);
-    if (type != slot->type) {
-        PyObject *found = PyObject_GetAttrString((PyObject *)type, slot->name);
-        if (found == NULL || !Py_IS_TYPE(found, &PyMemberDescr_Type)) {
-            Py_XDECREF(found);
-            PyErr_Clear();
-            return NULL;
-        }
-        slot->offset = ((PyMemberDescrObject *)found)->d_member->offset;
-        Py_DECREF(found);
-        Py_INCREF(type); /* so that no other one gets its address */
-        Py_XSETREF(slot->type, type);
+/* Look up where objects of that class keep the attribute; 0: not in a slot. */
+static int find(struct slot *slot, PyTypeObject *type) {
+    PyObject *found = PyObject_GetAttrString((PyObject *)type, slot->name);
+    if (found == NULL || !Py_IS_TYPE(found, &PyMemberDescr_Type)) {
+        Py_XDECREF(found);
+        PyErr_Clear();
+        return 0;
     }
+    slot->offset = ((PyMemberDescrObject *)found)->d_member->offset;
+    Py_DECREF(found);
+    Py_INCREF(type); /* so that no other one gets its address */
+    Py_XSETREF(slot->type, type);
+    return 1;
+}
+
+/* Where the object keeps the attribute; NULL, with no exception set: not in a slot of its class. */
+static inline PyObject **place_of(struct slot *slot, PyObject *object) {
+    if (Py_TYPE(object) != slot->type && !find(slot, Py_TYPE(object)))
+        return NULL;
     return (PyObject **)((char *)object + slot->offset);
 }
 
-static PyObject *get(struct slot *slot, PyObject *object) {
+static inline PyObject *get(struct slot *slot, PyObject *object) {
     PyObject **place = place_of(slot, object);
     return place != NULL && *place != NULL ? Py_NewRef(*place)
                                            : PyObject_GetAttrString(object, slot->name);
 }
 
 /* Set the attribute to value, which is NULL where it could not be made; 0, or -1. */
-static int set(struct slot *slot, PyObject *object, PyObject *value) {
+static inline int set(struct slot *slot, PyObject *object, PyObject *value) {
     PyObject **place = place_of(slot, object);
-    int failed = value == NULL;
-    if (!failed && place != NULL) {
+    if (value != NULL && place != NULL) {
         Py_XSETREF(*place, value);
         return 0;
     }
-    if (!failed)
-        failed = PyObject_SetAttrString(object, slot->name, value) < 0;
+    int failed = value == NULL || PyObject_SetAttrString(object, slot->name, value) < 0;
     Py_XDECREF(value);
     return failed ? -1 : 0;
 }
@@ -134,11 +138,25 @@ static int add(struct slot *slot, PyObject *object, Py_ssize_t n) {
 }
 
 /* Whether the attribute is True; also if it cannot be said, with an exception set. */
-static int holds(struct slot *slot, PyObject *object) {
+static inline int holds(struct slot *slot, PyObject *object) {
     PyObject *value = get(slot, object);
-    int answer = value == NULL || value == Py_True;
     Py_XDECREF(value);
-    return answer;
+    return value == NULL || value == Py_True;
+}
+
+/* Whether the attribute is not None; also if it cannot be said, with an exception set. */
+static inline int has(struct slot *slot, PyObject *object) {
+    PyObject *value = get(slot, object);
+    Py_XDECREF(value);
+    return value != Py_None;
+}
+
+/* Whether the attribute is true; also if it cannot be said, with an exception set. */
+static int truth(struct slot *slot, PyObject *object) {
+    PyObject *value = get(slot, object);
+    int answer = value == NULL ? 1 : PyObject_IsTrue(value);
+    Py_XDECREF(value);
+    return answer != 0;
 }
 
 /* Append the good packets of so many bytes to the list; where that stopped, or -1. */
@@ -415,7 +433,7 @@ static PyObject *receive(int fd, PyObject *decoder) {
     if ((have && size < wanted) || holds(&closed, decoder))
         return PyErr_Occurred() ? NULL : PyObject_CallMethod(decoder, "feed", "y#", buffer + have, n);
     PyObject *packets = PyList_New(0);
-    if (packets == NULL || set(&chunks, decoder, Py_NewRef(Py_None)) < 0)
+    if (packets == NULL || (have && set(&chunks, decoder, Py_NewRef(Py_None)) < 0))
         goto failed;
     Py_ssize_t start = cut_bytes((const unsigned char *)buffer, 0, size, longest, packets);
     if (start < 0 || add(&bytes_in, decoder, n) < 0)
@@ -515,21 +533,6 @@ static struct slot session_of = {.name = "session"}, dispatch_of = {.name = "_di
     out_of = {.name = "out"}, noted = {.name = "noted"}, excess = {.name = "excess"},
     close_reason = {.name = "close_reason"};
 
-/* Whether the attribute is there and not None; also if it cannot be said, with an exception set. */
-static int has(struct slot *slot, PyObject *object) {
-    PyObject *value = get(slot, object);
-    Py_XDECREF(value);
-    return value != Py_None;
-}
-
-/* Whether the attribute is true; also if it cannot be said, with an exception set. */
-static int truth(struct slot *slot, PyObject *object) {
-    PyObject *value = get(slot, object);
-    int answer = value == NULL ? 1 : PyObject_IsTrue(value);
-    Py_XDECREF(value);
-    return answer != 0;
-}
-
 /* Send what is corked, as DirectServer.flush does. 1: done; 0: flush has something left to do;
  * -1: failed, with an exception set. */
 static int flush_transport(PyObject *transport) {
@@ -573,11 +576,15 @@ static PyObject *flush_all(PyObject *module, PyObject *const *args, Py_ssize_t c
         PyObject *flushable = PyList_GET_ITEM(args[0], i);
         int done = PyObject_TypeCheck(flushable, (PyTypeObject *)args[1]) ? flush_transport(flushable) : 0;
         if (done < 0) { /* no memory; what is behind it is flushed all the same */
-            PyErr_WriteUnraisable(flushable);
-            PyObject *told = PyObject_CallMethod(flushable, "flush_failed", NULL);
-            if (told == NULL)
-                PyErr_WriteUnraisable(flushable);
+            PyObject *error = raised(), *log = imported("twisted.python.log", "err");
+            PyObject *logged = log == NULL ? NULL : PyObject_CallFunction(log, "Os", error, FLUSH_FAILED);
+            PyObject *told = logged == NULL ? NULL : PyObject_CallMethod(flushable, "flush_failed", NULL);
+            Py_DECREF(error);
+            Py_XDECREF(log);
+            Py_XDECREF(logged);
             Py_XDECREF(told);
+            if (told == NULL)
+                return NULL;
         } else if (done == 0 && keep(args[0], i, &kept) < 0)
             return NULL;
     }
@@ -780,7 +787,10 @@ static PyObject *poll_events(PyObject *module, PyObject *const *args, Py_ssize_t
         PyErr_SetFromErrno(PyExc_OSError), n = -1;
     PyObject *found = n < 0 ? NULL : PyList_New(n);
     for (int i = 0; found != NULL && i < n; i++) {
-        PyObject *event = Py_BuildValue("iI", events[i].data.fd, events[i].events);
+        PyObject *fd = PyLong_FromLong(events[i].data.fd), *what = PyLong_FromLong((long)events[i].events);
+        PyObject *event = fd != NULL && what != NULL ? PyTuple_Pack(2, fd, what) : NULL;
+        Py_XDECREF(fd);
+        Py_XDECREF(what);
         if (event == NULL)
             Py_CLEAR(found);
         else

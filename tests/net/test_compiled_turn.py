@@ -1,0 +1,450 @@
+"""A turn in the compiled part: what it does for transports is what the Python beside it does."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from ccserver.app import App
+from ccserver.core.counts import Counts
+from ccserver.core.framing import FrameDecoder, Packet, encode
+from ccserver.core.limits import FloodLimit, Heartbeat, RateAction, SessionLimits
+from ccserver.core.rates import Rate
+from ccserver.core.session import Session
+from ccserver.errors import BadBody
+from ccserver.native import native
+from ccserver.net import reactor as turns
+from ccserver.net.connections import Connections
+from ccserver.net.dispatch import Dispatch
+from ccserver.net.pool import Pool
+from ccserver.net.protocol import PacketFactory
+from ccserver.net.reactor import DirectReactor
+from ccserver.net.transport import DirectServer
+
+ECHO, SILENT, FAULT, REFUSAL, LATER, CLOSE, PUSH, LARGE, KIND, UNKNOWN = range(1, 11)
+CODES = (ECHO, SILENT, FAULT, REFUSAL, LATER, CLOSE, PUSH, LARGE, KIND, UNKNOWN)
+TURNS = 12
+"""More than it takes until nothing happens any more."""
+
+
+class FaultError(Exception):
+    """A handler of the tests has raised it."""
+
+
+def application(reactor: Any) -> App:
+    """Handlers of every kind that runs on the reactor."""
+    app = App()
+
+    @app.message(ECHO)
+    async def echo(session: Session, request: bytes) -> bytes:
+        return request
+
+    @app.message(SILENT)
+    async def silent(session: Session, request: bytes) -> None:
+        session.state["silent"] = request
+
+    @app.message(FAULT)
+    async def fault(session: Session, request: bytes) -> bytes:
+        raise FaultError
+
+    @app.message(REFUSAL)
+    async def refusal(session: Session, request: bytes) -> bytes:
+        raise BadBody("as the test wants it")
+
+    @app.message(LATER)
+    async def later(session: Session, request: bytes) -> bytes:
+        awaited: Deferred[None] = Deferred()
+        reactor.callLater(0, awaited.callback, None)
+        await awaited
+        return b"later " + request
+
+    @app.message(CLOSE)
+    async def close(session: Session, request: bytes) -> bytes:
+        session.close()
+        return b"the last"
+
+    @app.message(PUSH)
+    async def push(session: Session, request: bytes) -> bytes:
+        session.send(PUSH, b"pushed")
+        return request
+
+    @app.message(LARGE)
+    async def large(session: Session, request: bytes) -> bytes:
+        return request + bytes(20_000)
+
+    @app.message(KIND)
+    async def kind(session: Session, request: bytes) -> bytearray:
+        return bytearray(request)
+
+    return app
+
+
+class Outcome(NamedTuple):
+    """What one connection has come to."""
+
+    received: bytes
+    ended: bool
+    reason: str | None
+    counted: tuple[int, int, int, int]
+    refused: dict[str, int]
+    errors: int
+    state: dict[str, Any]
+
+
+class Worker:
+    """The net side of a worker on a real reactor, whose clients are socket pairs."""
+
+    def __init__(self, test: Any, compiled: bool, limits: SessionLimits) -> None:
+        for name in ("serve", "flush"):
+            test.patch(turns, name, getattr(native, name, None) if compiled else None)
+        self.reactor = DirectReactor()
+        self.counts = Counts()
+        self.table = Connections(100, 0, self.counts, self.reactor.seconds, limits.heartbeat)
+        self.pool = Pool(self.reactor, 0)
+        self.pool.start(threads=False)
+        dispatch = Dispatch(application(self.reactor), self.pool, 1000, self.counts)
+        self.factory = PacketFactory("127.0.0.1:1", limits, self.table, dispatch, self.reactor)
+        test.addCleanup(self.close)
+
+    def connect(self) -> tuple[socket.socket, Any]:
+        """A client's end, and the transport."""
+        client, server = socket.socketpair()
+        client.setblocking(False)
+        server.setblocking(False)
+        protocol = self.factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 20000))
+        transport = QuietServer(server, protocol, ("127.0.0.1", 20000), None, 0, self.reactor)
+        assert protocol is not None
+        protocol.makeConnection(transport)
+        return client, transport
+
+    def turn(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.reactor.runUntilCurrent()
+            self.reactor.doIteration(0)
+
+    def close(self) -> None:
+        self.table.abort()
+        self.turn(3)
+        for reader in self.reactor.removeAll():
+            if reader is not self.pool:
+                reader.connectionLost(None)
+
+
+class QuietServer(DirectServer):
+    """A transport on a socket pair, which knows no options of TCP."""
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """There is nothing to set."""
+
+
+def received(client: socket.socket) -> tuple[bytes, bool]:
+    """All that is there, and whether that is the end."""
+    data = b""
+    while True:
+        try:
+            more = client.recv(1 << 20)
+        except BlockingIOError:
+            return data, False
+        except ConnectionError:
+            return data, True
+        if not more:
+            return data, True
+        data += more
+
+
+packets = st.tuples(st.sampled_from(CODES), st.sampled_from([b"", b"a", b"body of some bytes"]))
+good = packets.map(lambda packet: encode(*packet))
+bad = st.sampled_from(
+    [
+        struct.pack(">HHI", 9, ECHO, 1) + b"x",  # a wrong checksum
+        struct.pack(">HHI", 7, ECHO, 0),  # a length that cannot be
+    ]
+)
+steps = st.lists(st.one_of(good, good, good, good, bad), min_size=1, max_size=12)
+all_limits = st.sampled_from(
+    [
+        SessionLimits(),
+        SessionLimits(heartbeat=Heartbeat(interval=20, kick=False)),
+        SessionLimits(flood=FloodLimit(1e6, 4)),
+        SessionLimits(rate=Rate(0.001, 5)),
+        SessionLimits(rate=Rate(0.001, 5), rate_action=RateAction.DROP),
+        SessionLimits(rate=Rate(0.001, 5), rate_action=RateAction.KICK),
+        SessionLimits(close_on_bad_checksum=True),
+    ]
+)
+
+
+class SameTests(SynchronousTestCase):
+    """Whatever comes, the same goes out and the same is known."""
+
+    def outcome(
+        self, compiled: bool, limits: SessionLimits, pieces: list[bytes], ends: bool
+    ) -> Outcome:
+        worker = Worker(self, compiled, limits)
+        try:
+            client, transport = worker.connect()
+            session = transport.protocol.session
+            data = b""
+            for piece in pieces:
+                try:
+                    client.send(piece)
+                except ConnectionError:
+                    break  # it has been closed
+                worker.turn(2)
+                data += received(client)[0]
+            if ends:
+                client.shutdown(socket.SHUT_WR)
+            for _ in range(TURNS):
+                worker.turn()
+                more, ended = received(client)
+                data += more
+            client.close()
+            worker.turn(TURNS)
+            counted = (
+                *(session.packets_in, session.bytes_in),
+                *(session.packets_out, session.bytes_out),
+            )
+            errors = len(self.flushLoggedErrors(FaultError))
+            refused = {str(reason): count for reason, count in worker.counts.refused.items()}
+            return Outcome(
+                data, ended, session.close_reason, counted, refused, errors, session.state
+            )
+        finally:
+            worker.close()
+
+    @settings(max_examples=150, deadline=None)
+    @given(limits=all_limits, stream=steps, cuts=st.lists(st.integers(1, 60)), ends=st.booleans())
+    def test_as_python_does(
+        self, limits: SessionLimits, stream: list[bytes], cuts: list[int], ends: bool
+    ) -> None:
+        data, pieces = b"".join(stream), []
+        for cut in cuts:
+            pieces.append(data[:cut])
+            data = data[cut:]
+        pieces = [piece for piece in (*pieces, data) if piece]
+        outcomes = [self.outcome(compiled, limits, pieces, ends) for compiled in (False, True)]
+        self.assertEqual(*outcomes)
+
+    def test_a_client_that_reads_late_gets_all_in_order(self):
+        outcomes = []
+        for compiled in (False, True):
+            worker = Worker(self, compiled, SessionLimits())
+            client, transport = worker.connect()
+            self.addCleanup(client.close)
+            asked = [(LARGE if n % 3 else PUSH, b"%d" % n) for n in range(300)]
+            for code, body in asked:
+                client.send(encode(code, body))
+                worker.turn()
+            self.assertTrue(transport.protocol.lane.blocked)
+            data = b""
+            for _ in range(200):
+                data += received(client)[0]
+                worker.turn()
+            decoder = FrameDecoder(29000)
+            bodies = [body[:3] for code, body in decoder.feed(data) if body != b"pushed"]
+            self.assertEqual(len(bodies), len(asked))
+            outcomes.append((data, transport.protocol.session.packets_out))
+        self.assertEqual(*outcomes)
+
+
+class Other:
+    """A descriptor that is none of ours."""
+
+    def __init__(self, action: Callable[[], Any]) -> None:
+        self.eventfd = os.eventfd(1, os.EFD_NONBLOCK)
+        self.action = action
+        self.reasons: list[Any] = []
+
+    def fileno(self) -> int:
+        return self.eventfd
+
+    def logPrefix(self) -> str:
+        return "other"
+
+    def doRead(self) -> Any:
+        os.eventfd_read(self.eventfd)
+        return self.action()
+
+    def connectionLost(self, reason: Any) -> None:
+        self.reasons.append(reason)
+
+
+if native is not None:
+
+    class ServeTests(SynchronousTestCase):
+        def setUp(self) -> None:
+            self.worker = Worker(self, True, SessionLimits())
+            self.client, self.transport = self.worker.connect()
+            self.addCleanup(self.client.close)
+            self.worker.turn()
+
+        def receive(self, *packets: Packet) -> None:
+            self.client.send(b"".join(encode(code, body) for code, body in packets))
+            self.worker.turn(2)
+
+        def test_packets_go_no_way_but_the_compiled_one(self):
+            for name in ("doRead", "flush"):
+                setattr(self.transport, name, lambda: self.fail("this is Python"))
+            self.transport.protocol.receive = self.transport.doRead
+            self.receive((ECHO, b"a"), (ECHO, b"b"))
+            self.assertEqual(received(self.client)[0], encode(ECHO, b"a") + encode(ECHO, b"b"))
+            del self.transport.flush, self.transport.doRead
+
+        def test_an_event_of_others_is_left_to_them(self):
+            read: list[None] = []
+            other = Other(lambda: read.append(None))
+            self.worker.reactor.addReader(other)
+            self.receive((ECHO, b"a"))
+            self.assertEqual(len(read), 1)
+            self.assertEqual(received(self.client)[0], encode(ECHO, b"a"))
+
+        def test_one_that_is_gone_in_the_turn_is_not_served(self):
+            another, transport = self.worker.connect()
+            self.addCleanup(another.close)
+            self.transport.protocol.receive = lambda packets: transport.abortConnection() or []
+            self.transport._lane = None
+            another.send(encode(ECHO, b"too late"))
+            self.receive((ECHO, b"a"))
+            self.assertEqual(received(another), (b"", True))
+
+        def test_a_fault_is_logged_and_costs_its_own_connection(self):
+            def fail(packets: list[Packet]) -> list[bytes]:
+                raise FaultError
+
+            another, _ = self.worker.connect()
+            self.addCleanup(another.close)
+            self.transport._lane = None
+            self.transport.protocol.receive = fail
+            another.send(encode(ECHO, b"good"))
+            self.receive((ECHO, b"a"))
+            (error,) = self.flushLoggedErrors(FaultError)
+            self.assertIn("in fail", error.getTraceback())
+            self.assertEqual(received(self.client), (b"", True))
+            self.assertEqual(received(another)[0], encode(ECHO, b"good"))
+
+        def test_a_reset_is_told_as_one(self):
+            protocol = self.transport.protocol
+            self.client.send(encode(ECHO, b"a"))
+            self.worker.turn(2)
+            self.client.close()  # with something unread
+            self.worker.turn(2)
+            self.assertEqual(protocol.session.close_reason, "client_reset")
+
+        def test_the_lane_is_at_leisure_behind_a_fault_of_ours(self):
+            lane, handlers = self.transport.protocol.lane, self.worker.factory.dispatch.handlers
+            handlers[ECHO] = object()  # no handler at all
+            self.receive((ECHO, b"a"))
+            self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)
+            self.assertFalse(lane.running)
+            self.assertEqual(lane.out, [])
+
+        def test_replies_of_several_reads_of_a_turn_are_joined(self):
+            self.client.send(encode(ECHO, b"a"))
+            transport = self.transport
+            transport.write(b"before")
+            self.worker.reactor.doIteration(0)
+            self.assertEqual(received(self.client)[0], b"before")
+            transport.write(b"behind")
+            self.worker.turn(2)
+            self.assertEqual(received(self.client)[0], encode(ECHO, b"a") + b"behind")
+
+        def test_wrong_arguments_are_a_type_error(self):
+            for arguments in ((), ([], {}, DirectServer, []), ([], {}, DirectServer, (), None)):
+                self.assertRaises(TypeError, native.serve, *arguments)
+            for arguments in ((), ([],), ((), DirectServer), ([], None)):
+                self.assertRaises(TypeError, native.flush, *arguments)
+
+    class FlushTests(SynchronousTestCase):
+        def setUp(self) -> None:
+            self.worker = Worker(self, True, SessionLimits())
+            self.client, self.transport = self.worker.connect()
+            self.addCleanup(self.client.close)
+            self.worker.turn()
+
+        def flush(self) -> list[Any]:
+            """What the compiled part leaves of it."""
+            flushables = [self.transport]
+            native.flush(flushables, DirectServer)
+            return flushables
+
+        def test_what_is_all_sent_is_done(self):
+            self.transport.write(b"a")
+            self.assertEqual(self.flush(), [])
+            self.assertEqual((received(self.client)[0], self.transport.unsent), (b"a", 0))
+
+        def test_what_the_kernel_does_not_take_is_left(self):
+            self.transport._corked = [bytes(3_000_000), b"the end"]
+            self.assertEqual(self.flush(), [self.transport])
+            self.transport.flush()
+            self.assertTrue(self.transport.behind)
+            data = b""
+            while not data.endswith(b"the end"):
+                data += received(self.client)[0]
+                self.worker.turn()
+            self.assertEqual(data, bytes(3_000_000) + b"the end")
+
+        def test_what_is_held_back_is_left_where_it_is(self):
+            self.transport.write(b"kept")
+            self.transport._held_back = True
+            self.assertEqual(self.flush(), [self.transport])
+            self.transport.flush()
+            self.assertEqual((received(self.client)[0], self.transport.unsent), (b"", 4))
+            self.transport._held_back = False
+            self.assertEqual(self.flush(), [])
+            self.assertEqual(received(self.client)[0], b"kept")
+
+        def test_what_is_behind_is_left(self):
+            self.transport._tempDataBuffer, self.transport._tempDataLen = [b"first"], 5
+            self.transport.write(b" second")
+            self.assertEqual(self.flush(), [self.transport])
+            self.transport.flush()
+            self.worker.turn(2)
+            self.assertEqual(received(self.client)[0], b"first second")
+
+        def test_a_pull_producer_is_left(self):
+            self.transport.unregisterProducer()
+            self.transport.producer, self.transport.streamingProducer = object(), False
+            self.transport.write(b"a")
+            self.assertEqual(self.flush(), [self.transport])
+            self.transport.producer = None
+
+        def test_one_that_fails_is_cut_and_the_others_are_flushed(self):
+            another, transport = self.worker.connect()
+            self.addCleanup(another.close)
+            self.worker.turn()
+            self.transport._corked = [None]
+            self.worker.reactor.flush_later(self.transport)
+            transport.write(b"good")
+            self.worker.turn(2)
+            self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
+            self.assertEqual(received(another)[0], b"good")
+            self.assertEqual(received(self.client), (b"", True))
+
+        def test_any_number_of_chunks_of_any_size_is_sent_in_order(self):
+            for count, size in ((1, 1), (2, 5000), (128, 100), (129, 70), (5, 9000), (300, 3)):
+                chunks = [bytes([n % 256]) * size for n in range(count)]
+                self.transport._corked = chunks
+                self.assertEqual(self.flush(), [])
+                self.assertEqual(received(self.client)[0], b"".join(chunks))
+
+
+class DecoderTests(SynchronousTestCase):
+    def test_a_transport_on_another_reactor_has_none(self):
+        class Reactor:
+            def addReader(self, reader: Any) -> None: ...
+
+        client, server = socket.socketpair()
+        self.addCleanup(client.close)
+        self.addCleanup(server.close)
+        transport = QuietServer(server, object(), ("", 0), None, 0, Reactor())
+        transport.attend(FrameDecoder(100), None, False)
+        self.assertIsNone(transport._decoder)
