@@ -30,7 +30,7 @@ from ccserver.net.protocol import PacketFactory
 from ccserver.net.reactor import DirectReactor
 from ccserver.net.transport import DirectServer
 
-ECHO, SILENT, FAULT, REFUSAL, LATER, CLOSE, PUSH, LARGE, KIND, UNKNOWN = range(1, 11)
+ECHO, SILENT, FAULT, REFUSAL, LATER, CLOSE, PUSH, LARGE, KIND, UNKNOWN, BURST = range(1, 12)
 CODES = (ECHO, SILENT, FAULT, REFUSAL, LATER, CLOSE, PUSH, LARGE, KIND, UNKNOWN)
 TURNS = 12
 """More than it takes until nothing happens any more."""
@@ -80,6 +80,12 @@ def application(reactor: Any) -> App:
     @app.message(LARGE)
     async def large(session: Session, request: bytes) -> bytes:
         return request + bytes(20_000)
+
+    @app.message(BURST)
+    async def burst(session: Session, request: bytes) -> bytes:
+        for _ in range(40):
+            session.send(BURST, bytes(60_000))
+        return b"behind it"
 
     @app.message(KIND)
     async def kind(session: Session, request: bytes) -> bytearray:
@@ -254,6 +260,19 @@ class SameTests(SynchronousTestCase):
             self.assertEqual(len(bodies), len(asked))
             outcomes.append((data, transport.protocol.session.packets_out))
         self.assertEqual(*outcomes)
+
+    def test_a_reply_behind_pushes_that_the_kernel_did_not_take_comes_behind_them(self):
+        for compiled in (False, True):
+            worker = Worker(self, compiled, SessionLimits())
+            client, _ = worker.connect()
+            self.addCleanup(client.close)
+            client.send(encode(BURST) + encode(ECHO, b"next"))
+            data = b""
+            for _ in range(100):
+                worker.turn()
+                data += received(client)[0]
+            bodies = [body for _, body in FrameDecoder(65535).feed(data)]
+            self.assertEqual(bodies, [bytes(60_000)] * 40 + [b"behind it", b"next"])
 
 
 class Other:
