@@ -6,6 +6,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdint.h>
 #include <string.h>
 #include <structmember.h>
@@ -761,25 +762,28 @@ static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count
 
 static const uint64_t one = 1;
 
-/* poll(epoll, milliseconds, waking) -> [(fd, events)]; a thread is woken when the lock is free */
+/* poll(epoll, seconds or None, waking) -> [(fd, events)]; a thread is woken when the lock is free */
 static PyObject *poll_events(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
     int epoll = count == 3 ? PyObject_AsFileDescriptor(args[0]) : -1;
     if (epoll < 0) {
         if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_TypeError, "poll(epoll, milliseconds: int, waking: int)");
+            PyErr_SetString(PyExc_TypeError, "poll(epoll, seconds: float | None, waking: int)");
         return NULL;
     }
-    long timeout = PyLong_AsLong(args[1]), waking = PyLong_AsLong(args[2]);
+    double timeout = args[1] == Py_None ? -1 : PyFloat_AsDouble(args[1]) * 1000;
+    long waking = PyLong_AsLong(args[2]);
     if (PyErr_Occurred())
         return NULL;
+    int milliseconds = timeout < 0 ? -1 : timeout < INT_MAX ? (int)timeout : INT_MAX;
+    milliseconds += milliseconds < timeout && milliseconds < INT_MAX; /* never before the time */
     struct epoll_event events[EVENTS];
     ssize_t written = 0;
     int n;
     Py_BEGIN_ALLOW_THREADS
     if (waking >= 0)
         written = write((int)waking, &one, sizeof one);
-    n = epoll_wait(epoll, events, EVENTS, (int)timeout);
+    n = epoll_wait(epoll, events, EVENTS, milliseconds);
     Py_END_ALLOW_THREADS
     if (n < 0 && errno == EINTR)
         n = PyErr_CheckSignals() ? -1 : 0;

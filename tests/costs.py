@@ -31,6 +31,7 @@ from ccserver.config import Config
 from ccserver.core.counts import Counts
 from ccserver.core.framing import encode
 from ccserver.net import jobs
+from ccserver.net import reactor as reactor_module
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import Dispatch
 from ccserver.net.jobqueue import NOBODY
@@ -114,6 +115,7 @@ class Stage:
         self._over = self._jobs_wait = False
         reactor = self._reactor = DirectReactor()
         self._poller, reactor._poller = reactor._poller, self
+        reactor_module.poll = reactor_module.poll_in_python
         self.register = self._poller.register
         self.modify = self._poller.modify
         self.unregister = self._poller.unregister

@@ -6,8 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
-from math import ceil
-from select import EPOLLIN, epoll
+from select import EPOLLIN
 from typing import Any, Protocol
 
 from twisted.internet.epollreactor import EPollReactor
@@ -22,19 +21,20 @@ TURN = 128
 reply waits for the others; it also keeps the poll's buffer small."""
 
 
-def poll(poller: Any, timeout: float | None, waking: int = NOBODY) -> list[tuple[int, int]]:
+def poll_in_python(poller: Any, timeout: float | None, waking: int) -> list[tuple[int, int]]:
     """What is ready, behind a write to the eventfd C{waking}, if it is one.
 
     @param timeout: seconds; None: any time.
     """
-    events: list[tuple[int, int]]
-    if native is not None and poller.__class__ is epoll:
-        events = native.poll(poller, -1 if timeout is None else ceil(timeout * 1000), waking)
-        return events
     if waking != NOBODY:
         os.eventfd_write(waking, 1)
-    events = poller.poll(-1 if timeout is None else timeout, TURN)
+    events: list[tuple[int, int]] = poller.poll(-1 if timeout is None else timeout, TURN)
     return events
+
+
+poll: Callable[[Any, float | None, int], list[tuple[int, int]]] = (
+    native.poll if native else poll_in_python
+)
 
 
 class Flushable(Protocol):
@@ -86,17 +86,12 @@ class DirectReactor(EPollReactor):
         EPollReactor.__init__(self)
 
     def doPoll(self, timeout: float | None) -> None:
-        if self._unflushed:
-            gathered = self._unflushed.copy()
-            self._unflushed.clear()
+        unflushed = self._unflushed
+        if unflushed:
             if flush is not None:
-                flush(gathered, DirectServer)
-            for flushable in gathered:
-                try:
-                    flushable.flush()
-                except Exception:  # no memory; what is behind it is flushed all the same
-                    log.err(None, "Unexpected error in a flush.")
-                    flushable.flush_failed()
+                flush(unflushed, DirectServer)
+            if unflushed:
+                self._flush()
         nap, waking = self.nap, NOBODY
         if nap is not None:
             self.nap = None
@@ -111,7 +106,7 @@ class DirectReactor(EPollReactor):
             raise
         selectables = self._selectables
         if serve is not None:
-            serve(events, selectables, DirectServer, self._unflushed, self)
+            serve(events, selectables, DirectServer, unflushed, self)
         for fd, event in events:
             selectable = selectables.get(fd)
             if selectable is None:
@@ -126,6 +121,17 @@ class DirectReactor(EPollReactor):
             else:
                 if why:
                     self.lose(selectable, why, False)
+
+    def _flush(self) -> None:
+        """Flush what was gathered in this turn."""
+        gathered = self._unflushed.copy()
+        self._unflushed.clear()
+        for flushable in gathered:
+            try:
+                flushable.flush()
+            except Exception:  # no memory; what is behind it is flushed all the same
+                log.err(None, "Unexpected error in a flush.")
+                flushable.flush_failed()
 
     def lose(self, selectable: Any, why: BaseException, fault: bool) -> None:
         """Disconnect C{selectable}, whose reading has come to an end, or has failed."""
