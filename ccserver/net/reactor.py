@@ -37,6 +37,10 @@ poll: Callable[[Any, float | None, int], list[tuple[int, int]]] = (
 )
 
 
+FAR = 2147483
+"""Seconds that are more than the kernel can wait."""
+
+
 class Flushable(Protocol):
     """Something that gathers work during a turn."""
 
@@ -146,19 +150,18 @@ class DirectReactor(EPollReactor):
         while self._started:
             try:
                 while self._started:
-                    self.doPoll(self._due())
+                    wait: float | None = None
+                    if self.threadCallQueue or self._newTimedCalls or self._justStopped:
+                        wait = self._run_due()
+                    elif self._pendingTimedCalls:
+                        wait = self._pendingTimedCalls[0].time - self.seconds()
+                        if not 0 < wait < FAR:
+                            wait = self._run_due()
+                    self.doPoll(wait)
             except BaseException:
                 log.err(None, "Unexpected error in the main loop.")
 
-    def _due(self) -> float | None:
+    def _run_due(self) -> float | None:
         """Run what is due; the seconds until the next timed call, None if there is none."""
-        if not (self.threadCallQueue or self._newTimedCalls or self._justStopped):
-            if not self.running:
-                return 0
-            if not self._pendingTimedCalls:
-                return None
-            wait = self._pendingTimedCalls[0].time - self.seconds()
-            if 0 < wait < 2147483:
-                return wait
         self.runUntilCurrent()
         return self.timeout() if self.running else 0
