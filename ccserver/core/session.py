@@ -313,7 +313,7 @@ class Session:
         origin = self.origin
         if origin is not None and origin.packets is not None:
             # they share the tokens, so each need not ask for every one
-            wait = max(wait, origin.packets.wait(now) * max(1, origin.waiting))
+            wait = max(wait, origin.packets.wait_among(origin.waiting, now))
         return wait
 
     def came_little(self, size: int, now: float) -> None:

@@ -461,6 +461,14 @@ class AddressRateTests(LimitsCase):
             good.receive((ECHO, b"good"))
             self.assertEqual(good.bodies(), [b"good"])
 
+    def test_nor_those_that_wait_already_however_many_they_are(self):
+        guilty, *clients = (self.worker.connect(5001 + n) for n in range(11))
+        guilty.receive_bytes(spoiled(ECHO, b"x") * 5000)
+        for client in clients:
+            client.receive((ECHO, b""))
+        self.pace(self.client, DEBT + 1.5)
+        self.assertEqual([len(client.sent()) for client in clients], [1] * 10)
+
     def test_many_that_wait_get_no_more_together_and_all_get_some(self):
         clients = [self.client, *(self.worker.connect(5001 + n) for n in range(9))]
         for client in clients:
