@@ -151,7 +151,6 @@ class LimitTests(OutboxCase):
         outbox.take(1)
         self.assertTrue(outbox.has_room)
 
-
     def test_with_room_for_one_packet_there_is_none_while_it_waits(self):
         outbox = self.outbox(messages=1)
         self.assertTrue(outbox.has_room)
