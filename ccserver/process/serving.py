@@ -105,8 +105,9 @@ class Server:
         self._pool = Pool(
             reactor, config.process.threads, config.process.handler_timeout, config.net.pool_queue
         )
+        net = config.net
         self._dispatch = Dispatch(
-            app, self._pool, config.net.lane_packets, counts, send_limits(config)
+            app, self._pool, net.lane_packets, counts, send_limits(config), net.lane_bytes
         )
         self._limits = limits
         self._ports: dict[tuple[int, str], Any] = {}  # by slot and address
