@@ -21,6 +21,11 @@ STATE_LIMIT = 1 << 20
 which nothing else is done."""
 
 
+SEND_PATIENCE = 30.0
+"""Seconds that a thread waits for room to send, where it does not say: less than SendTimeout and
+HandlerTimeout, so that it hears of it before its connection is closed."""
+
+
 class CloseReason(StrEnum):
     """Why a connection ended: the same word in log, metric and hook (DESIGN 6)."""
 
@@ -56,6 +61,13 @@ class Outlet(Protocol):
     def send(self, frame: bytes, overflow: Overflow, key: Hashable) -> None:
         """Send the packet C{frame} behind all that was sent before; nothing once closed."""
 
+    def send_blocking(self, frame: bytes, timeout: float) -> None:
+        """Send the packet C{frame} when there is room, in a thread, which waits for it.
+
+        @raise SessionClosed: the connection has ended before.
+        @raise SendTimeout: there was none for C{timeout} seconds.
+        """
+
     def close(self) -> None:
         """Send what was sent so far, then close; what waits to be handled is dropped."""
 
@@ -71,8 +83,8 @@ class Outlet(Protocol):
 class Session:
     """One connection.
 
-    Handlers get it as their first argument. L{send} and L{close} may be called from any
-    thread; everything else belongs to the reactor's thread, or to the handler that runs.
+    Handlers get it as their first argument. L{send}, L{send_blocking} and L{close} may be called
+    from any thread; everything else belongs to the reactor's thread, or to the handler that runs.
 
     @ivar id: 64 bits, never used again by any worker of this server.
     @ivar peer: the client's address, C{host:port}.
@@ -249,6 +261,26 @@ class Session:
                 return
             await room
         raise SessionClosed("the connection has ended")
+
+    def send_blocking(
+        self, code: int, body: bytes | Message = b"", timeout: float = SEND_PATIENCE
+    ) -> None:
+        """Send a packet when there is room for it; in a thread, which waits for that.
+
+        A client that is behind is waited for, so none is closed for what it is sent so.
+
+        @param timeout: seconds that it waits at most.
+        @raise SessionClosed: the connection has ended before.
+        @raise SendTimeout: there was no room in time; the packet is not sent.
+        @raise PacketTooLong: header and body exceed 65535 bytes.
+        @raise ValueError: a field of the message cannot hold its value, or no such code.
+        @raise RuntimeError: this is the reactor's thread, which must not wait.
+        """
+        frame = _frame(code, body)
+        outlet = self._outlet
+        if outlet is None:
+            raise SessionClosed("the connection has ended")
+        outlet.send_blocking(frame, timeout)
 
     def close(self) -> None:
         """Close when all that was sent is on its way; from any thread.

@@ -46,7 +46,7 @@ class Lane(Resting):
 
     As the transport's producer it stops where the client does not read its replies; as the
     session's outlet it keeps what handlers send in order with the replies. All but L{send},
-    L{close} and L{failed} is called in the reactor's thread.
+    L{send_blocking}, L{call}, L{close} and L{failed} is called in the reactor's thread.
     """
 
     __slots__ = ("_awaited", "_ending", "_past")
