@@ -275,6 +275,7 @@ class FakeWorker:
             limits.heartbeat,
             first_packet_timeout=limits.first_packet_timeout,
             packet_timeout=limits.packet_timeout,
+            login_timeout=limits.login_timeout,
             origins=origins,
         )
         self.pool = Pool(self.reactor, threads)

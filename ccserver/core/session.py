@@ -39,6 +39,7 @@ class CloseReason(StrEnum):
     IDLE = "idle"
     FIRST_PACKET_TIMEOUT = "first_packet_timeout"
     PACKET_TIMEOUT = "packet_timeout"
+    LOGIN_TIMEOUT = "login_timeout"
     CONNECTION_LIMIT = "connection_limit"
     OVERLOAD = "overload"
     ADDRESS_LIMIT = "address_limit"
@@ -90,6 +91,8 @@ class Session:
     @ivar peer: the client's address, C{host:port}.
     @ivar server: the address the client connected to, C{host:port}.
     @ivar state: the application's own values for this connection, by name.
+    @ivar known: the application says so where it knows who the client is, as behind a login: there
+        may be narrower limits before. False at first; goes along to another process.
     @ivar close_reason: why it ended or is about to; None while it is open.
     @ivar packets_out: packets sent.
     @ivar bytes_out: bytes sent.
@@ -109,6 +112,7 @@ class Session:
         "_conclusion",
         "_empty_reads",
         "_flood",
+        "_known",
         "_limits",
         "_outlet",
         "_rate",
@@ -134,7 +138,8 @@ class Session:
         self.close_reason: CloseReason | None = None
         self.packets_out = self.bytes_out = 0
         self.started = self.heard = now
-        self.decoder = FrameDecoder(limits.max_packet_length, limits.close_on_bad_checksum)
+        self._known = False
+        self.decoder = FrameDecoder(limits.packet_length(False), limits.close_on_bad_checksum)
         self._limits = limits
         self._flood = FloodCount(limits.flood) if limits.flood is not None else None
         self._rate = TokenBucket(limits.rate, now) if limits.rate is not None else None
@@ -156,6 +161,7 @@ class Session:
         @raise ValueError: C{carried} contradicts itself.
         """
         session = cls(carried.id, carried.peer, carried.server, limits, carried.started)
+        session.known = carried.known
         session.decoder.restore(carried.incomplete, carried.bytes_in, carried.packets_in)
         session.packets_out, session.bytes_out = carried.packets_out, carried.bytes_out
         session.heard = now if carried.heard is None else carried.heard
@@ -192,6 +198,7 @@ class Session:
             flood=self._flood.save() if self._flood is not None else None,
             rate=self._rate.save() if self._rate is not None else None,
             begun=self.begun,
+            known=self._known,
             bytes_in=self.bytes_in,
             packets_in=self.packets_in,
             bytes_out=self.bytes_out,
@@ -206,6 +213,15 @@ class Session:
         if self._state is None:
             self._state = {}
         return self._state
+
+    @property
+    def known(self) -> bool:
+        return self._known
+
+    @known.setter
+    def known(self, known: bool) -> None:
+        self._known = known = bool(known)
+        self.decoder.limit(self._limits.packet_length(known))
 
     @property
     def ending(self) -> bool:

@@ -100,6 +100,7 @@ class Server:
             limits.heartbeat,
             first_packet_timeout=limits.first_packet_timeout,
             packet_timeout=limits.packet_timeout,
+            login_timeout=limits.login_timeout,
             origins=origins(config),
         )
         self._pool = Pool(
@@ -440,6 +441,8 @@ def session_limits(config: Config) -> SessionLimits:
         empty_reads=security.empty_reads,
         first_packet_timeout=net.first_packet_timeout,
         packet_timeout=net.packet_timeout,
+        stranger_packet_length=security.stranger_packet_length,
+        login_timeout=security.login_timeout,
     )
 
 

@@ -130,6 +130,7 @@ class MovingWorker:
             limits.heartbeat,
             first_packet_timeout=limits.first_packet_timeout,
             packet_timeout=limits.packet_timeout,
+            login_timeout=limits.login_timeout,
         )
         self.pool = Pool(self.reactor, threads)
         self.pool.start(threads > 0)
