@@ -390,6 +390,20 @@ class ThreadTests(SendingCase):
         kernel.pool.work_off()
         self.assertEqual(kernel.session.packets_out, 1000)
 
+    def test_so_it_does_where_its_packets_are_short(self):
+        """What a call needs was 30 MiB for 1 MiB of empty packets."""
+        waits = list[float]()
+        on_its_way = throttle.Throttle()
+        self.patch(on_its_way._less, "wait", waits.append)
+        count = 0
+        while not waits:
+            on_its_way.enter(8)
+            count += 1
+        self.assertLess(count, 2 + throttle.MARK // 200)
+        for _ in range(count):
+            on_its_way.leave(8)
+        self.assertEqual(on_its_way._size, 0)
+
     def test_it_does_not_wait_for_ever(self):
         self.patch(throttle, "PATIENCE", 0.0)
         kernel = self.start(ANY)
