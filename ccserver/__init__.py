@@ -10,6 +10,7 @@ from ccserver.errors import (
     ConfigError,
     PacketTooLong,
     ProtocolError,
+    SendTimeout,
     SessionClosed,
 )
 from ccserver.message import Message, field
@@ -25,6 +26,7 @@ __all__ = [
     "Message",
     "PacketTooLong",
     "ProtocolError",
+    "SendTimeout",
     "Session",
     "SessionClosed",
     "Worker",

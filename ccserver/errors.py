@@ -119,6 +119,12 @@ class SessionClosed(CcserverError):
     reason = "session_closed"
 
 
+class SendTimeout(CcserverError):
+    """There was no room for a packet in time: the client does not read. It stays connected."""
+
+    reason = "send_timeout"
+
+
 class RequestFailed(CcserverError):
     """A client's request got no usable answer."""
 

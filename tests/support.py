@@ -35,7 +35,7 @@ from ccserver.core.limits import SessionLimits
 from ccserver.core.outbox import SendLimits
 from ccserver.net.closing import CloseTimeouts
 from ccserver.net.connections import Connections
-from ccserver.net.dispatch import Dispatch
+from ccserver.net.dispatch import LANE_BYTES, Dispatch
 from ccserver.net.pool import Pool
 from ccserver.net.protocol import PacketFactory
 
@@ -255,6 +255,7 @@ class FakeWorker:
         *,
         threads: int = 0,
         lane_packets: int = 64,
+        lane_bytes: int = LANE_BYTES,
         connections: int = 100,
         process_number: int = 0,
         log_ends: bool = False,
@@ -274,12 +275,13 @@ class FakeWorker:
             limits.heartbeat,
             first_packet_timeout=limits.first_packet_timeout,
             packet_timeout=limits.packet_timeout,
+            login_timeout=limits.login_timeout,
             origins=origins,
         )
         self.pool = Pool(self.reactor, threads)
         self.pool.start(threads > 0)
         test.addCleanup(self.pool.stop)
-        self.dispatch = Dispatch(app, self.pool, lane_packets, self.counts, send_limits)
+        self.dispatch = Dispatch(app, self.pool, lane_packets, self.counts, send_limits, lane_bytes)
         self.factory = PacketFactory(
             "10.0.0.1:5678",
             limits,

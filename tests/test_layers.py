@@ -141,7 +141,7 @@ class LayerTests(SynchronousTestCase):
     def test_only_the_pool_the_workers_watch_and_the_accounts_know_of_threads(self):
         threaded = {name.split()[0] for name in importers(THREADS)}
         ours = {name for name in threaded if layer(name) != "accounts"}
-        pool = {"net.jobs", "net.pool", "net.throttle"}
+        pool = {"net.errand", "net.jobs", "net.pool", "net.throttle"}
         expected = pool | {"process.logfile", "process.worker"}
         self.assertEqual(ours, expected)
 

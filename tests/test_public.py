@@ -24,6 +24,7 @@ class PublicNamesTests(SynchronousTestCase):
                 "Message",
                 "PacketTooLong",
                 "ProtocolError",
+                "SendTimeout",
                 "Session",
                 "SessionClosed",
                 "Worker",

@@ -63,6 +63,7 @@ def login(session: Session, request: Login) -> LoginReply:
     if not known:
         return LoginReply()
     session.state["user"] = request.username
+    session.known = True
     return LoginReply(username=request.username)
 
 

@@ -82,6 +82,13 @@ class NetSettings(Settings):
         "64",
         "packets of one connection that wait for their handler before its reading is paused",
     )
+    lane_bytes: int = setting(
+        "Net",
+        "LaneBytes",
+        Size(1 << 10, 1 << 30),
+        "256KiB",
+        "bytes of one connection's packets that wait for their handler before reading is paused",
+    )
     recycle_wait: int = setting(
         "Net",
         "Sock_RecyConnectionWaitTime",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ccserver.config.addresses import Network, Networks
 from ccserver.config.settings import Settings, setting
-from ccserver.config.values import Choice, Seconds, Switch, Whole
+from ccserver.config.values import Choice, Seconds, Size, Switch, Whole
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,22 @@ class SecuritySettings(Settings):
         "10000",
         "reads of less than 512 bytes that complete no packet, of one connection in a second, "
         "before it is closed; 0: any number",
+    )
+    login_timeout: float = setting(
+        "NetSecurity",
+        "LoginTimeout",
+        Seconds(0, 86400),
+        "0",
+        "seconds until the application has to know the client of a connection, as behind a login, "
+        "before that is closed; 0: any time",
+    )
+    stranger_packet_length: int = setting(
+        "NetSecurity",
+        "StrangerPacketLength",
+        Size(8, 65535),
+        "65535",
+        "bytes of the longest packet of a client that the application does not know yet, where "
+        "MaxPacketLength is not less",
     )
     packet_rate: int = setting(
         "NetSecurity",

@@ -33,6 +33,7 @@ class Carried:
     @ivar pending: packets that were received and not handled.
     @ivar state: the application's values, see L{plain}.
     @ivar rate: the tokens for its packets, and when there were so many; None without a rate.
+    @ivar known: the application knows the client; who did not say so, had no limits for others.
     @ivar begun: the time at which C{incomplete} began, None where nobody looked.
     """
 
@@ -51,6 +52,7 @@ class Carried:
     state: bytes
     rate: tuple[float, float] | None = None
     begun: float | None = None
+    known: bool = True
 
     def dump(self) -> bytes:
         """As bytes; C{pending} as on the wire, for value by value 8,000 pings take 0.3 s.
@@ -93,6 +95,7 @@ class Carried:
         right["flood"] = self.flood is None or _is_flood(self.flood)
         right["rate"] = self.rate is None or _is_bucket(self.rate)
         right["begun"] = self.begun is None or _is_time(self.begun)
+        right["known"] = isinstance(self.known, bool)
         right["incomplete"] = isinstance(self.incomplete, bytes)
         right["state"] = isinstance(self.state, bytes)
         return [name for name, is_right in right.items() if not is_right]

@@ -190,6 +190,10 @@ class FrameDecoder:
             return None
         return Truncated(f"{self._have} bytes of an incomplete packet")
 
+    def limit(self, max_length: int) -> None:
+        """From now on accept packets of C{max_length} bytes at most; from any thread."""
+        self._max_length = max_length
+
     def stop(self) -> None:
         """Decode no more and hold nothing: from now on L{feed} returns no packet."""
         self.closed = True

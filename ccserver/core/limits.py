@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
+from ccserver.core.framing import LENGTH_LIMIT
 from ccserver.core.rates import Rate
 
 T = TypeVar("T")
@@ -65,6 +66,8 @@ class SessionLimits:
     """What one connection may do.
 
     @ivar max_packet_length: bytes, header included.
+    @ivar stranger_packet_length: the same, where it is less, of a client that the application does
+        not know.
     @ivar close_on_bad_checksum: close, instead of dropping the packet.
     @ivar flood: the flood rule, None where it is off.
     @ivar heartbeat: the heartbeat rule, None where it is off.
@@ -76,6 +79,7 @@ class SessionLimits:
         number.
     @ivar first_packet_timeout: seconds that the first packet may take, 0: any time.
     @ivar packet_timeout: seconds that a packet may take from its first byte, 0: any time.
+    @ivar login_timeout: seconds until the application has to know the client, 0: any time.
     """
 
     max_packet_length: int = 29000
@@ -89,6 +93,13 @@ class SessionLimits:
     empty_reads: int = 0
     first_packet_timeout: float = 0.0
     packet_timeout: float = 0.0
+    stranger_packet_length: int = LENGTH_LIMIT
+    login_timeout: float = 0.0
+
+    def packet_length(self, known: bool) -> int:
+        """Bytes of the longest packet of a client that the application knows, or not."""
+        longest = self.max_packet_length
+        return longest if known else min(longest, self.stranger_packet_length)
 
     @property
     def timed(self) -> bool:

@@ -107,13 +107,13 @@ class Outbox:
         self._latest: dict[Hashable, int] = {}
         self._number = 0
         self._above_since: float | None = None
-        self._taken = -1
-        self._stalled_since = 0.0
+        self._taken = 0
+        self._stalled_since: float | None = None  # nobody has looked yet
 
     @property
     def has_room(self) -> bool:
         """Whether so little waits that who can wait may add a packet, of any length."""
-        most = self._limits.messages // 2
+        most = (self._limits.messages + 1) // 2  # not 0 where there is a limit
         return self.bytes <= ROOM and self._fits(LENGTH_LIMIT, self._limits.hard, most)
 
     def reply(self, data: bytes) -> None:
@@ -184,8 +184,10 @@ class Outbox:
 
         To be asked about each second.
         """
-        if taken != self._taken:
-            self._taken, self._stalled_since = taken, now
+        # less than before is no progress: TLS has added something of its own to what waits
+        if self._stalled_since is None or taken > self._taken:
+            self._stalled_since = now
+        self._taken = taken
         stall = self._limits.stall
         return bool(stall) and now - self._stalled_since > stall
 

@@ -97,3 +97,12 @@ class SharedBucket(TokenBucket):
 
     def take(self, count: int) -> None:
         self._tokens = max(self._tokens - count, -DEBT * self._rate.per_second)
+
+    def wait_among(self, waiting: int, now: float) -> float:
+        """Seconds from C{now} until one of C{waiting} need ask again; 0: there are tokens.
+
+        Each asks as often as its share is. What is owed is waited for once, and not by each.
+        """
+        wait = self.wait(now)
+        owed = max(0.0, -self._tokens / self._rate.per_second)
+        return owed + (wait - owed) * max(1, waiting)

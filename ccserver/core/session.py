@@ -21,6 +21,11 @@ STATE_LIMIT = 1 << 20
 which nothing else is done."""
 
 
+SEND_PATIENCE = 30.0
+"""Seconds that a thread waits for room to send, where it does not say: less than SendTimeout and
+HandlerTimeout, so that it hears of it before its connection is closed."""
+
+
 class CloseReason(StrEnum):
     """Why a connection ended: the same word in log, metric and hook (DESIGN 6)."""
 
@@ -34,6 +39,7 @@ class CloseReason(StrEnum):
     IDLE = "idle"
     FIRST_PACKET_TIMEOUT = "first_packet_timeout"
     PACKET_TIMEOUT = "packet_timeout"
+    LOGIN_TIMEOUT = "login_timeout"
     CONNECTION_LIMIT = "connection_limit"
     OVERLOAD = "overload"
     ADDRESS_LIMIT = "address_limit"
@@ -56,6 +62,13 @@ class Outlet(Protocol):
     def send(self, frame: bytes, overflow: Overflow, key: Hashable) -> None:
         """Send the packet C{frame} behind all that was sent before; nothing once closed."""
 
+    def send_blocking(self, frame: bytes, timeout: float) -> None:
+        """Send the packet C{frame} when there is room, in a thread, which waits for it.
+
+        @raise SessionClosed: the connection has ended before.
+        @raise SendTimeout: there was none for C{timeout} seconds.
+        """
+
     def close(self) -> None:
         """Send what was sent so far, then close; what waits to be handled is dropped."""
 
@@ -71,13 +84,15 @@ class Outlet(Protocol):
 class Session:
     """One connection.
 
-    Handlers get it as their first argument. L{send} and L{close} may be called from any
-    thread; everything else belongs to the reactor's thread, or to the handler that runs.
+    Handlers get it as their first argument. L{send}, L{send_blocking} and L{close} may be called
+    from any thread; everything else belongs to the reactor's thread, or to the handler that runs.
 
     @ivar id: 64 bits, never used again by any worker of this server.
     @ivar peer: the client's address, C{host:port}.
     @ivar server: the address the client connected to, C{host:port}.
     @ivar state: the application's own values for this connection, by name.
+    @ivar known: the application says so where it knows who the client is, as behind a login: there
+        may be narrower limits before. False at first; goes along to another process.
     @ivar close_reason: why it ended or is about to; None while it is open.
     @ivar packets_out: packets sent.
     @ivar bytes_out: bytes sent.
@@ -97,6 +112,7 @@ class Session:
         "_conclusion",
         "_empty_reads",
         "_flood",
+        "_known",
         "_limits",
         "_outlet",
         "_rate",
@@ -122,7 +138,8 @@ class Session:
         self.close_reason: CloseReason | None = None
         self.packets_out = self.bytes_out = 0
         self.started = self.heard = now
-        self.decoder = FrameDecoder(limits.max_packet_length, limits.close_on_bad_checksum)
+        self._known = False
+        self.decoder = FrameDecoder(limits.packet_length(False), limits.close_on_bad_checksum)
         self._limits = limits
         self._flood = FloodCount(limits.flood) if limits.flood is not None else None
         self._rate = TokenBucket(limits.rate, now) if limits.rate is not None else None
@@ -144,6 +161,7 @@ class Session:
         @raise ValueError: C{carried} contradicts itself.
         """
         session = cls(carried.id, carried.peer, carried.server, limits, carried.started)
+        session.known = carried.known
         session.decoder.restore(carried.incomplete, carried.bytes_in, carried.packets_in)
         session.packets_out, session.bytes_out = carried.packets_out, carried.bytes_out
         session.heard = now if carried.heard is None else carried.heard
@@ -180,6 +198,7 @@ class Session:
             flood=self._flood.save() if self._flood is not None else None,
             rate=self._rate.save() if self._rate is not None else None,
             begun=self.begun,
+            known=self._known,
             bytes_in=self.bytes_in,
             packets_in=self.packets_in,
             bytes_out=self.bytes_out,
@@ -194,6 +213,15 @@ class Session:
         if self._state is None:
             self._state = {}
         return self._state
+
+    @property
+    def known(self) -> bool:
+        return self._known
+
+    @known.setter
+    def known(self, known: bool) -> None:
+        self._known = known = bool(known)
+        self.decoder.limit(self._limits.packet_length(known))
 
     @property
     def ending(self) -> bool:
@@ -249,6 +277,26 @@ class Session:
                 return
             await room
         raise SessionClosed("the connection has ended")
+
+    def send_blocking(
+        self, code: int, body: bytes | Message = b"", timeout: float = SEND_PATIENCE
+    ) -> None:
+        """Send a packet when there is room for it; in a thread, which waits for that.
+
+        A client that is behind is waited for, so none is closed for what it is sent so.
+
+        @param timeout: seconds that it waits at most.
+        @raise SessionClosed: the connection has ended before.
+        @raise SendTimeout: there was no room in time; the packet is not sent.
+        @raise PacketTooLong: header and body exceed 65535 bytes.
+        @raise ValueError: a field of the message cannot hold its value, or no such code.
+        @raise RuntimeError: this is the reactor's thread, which must not wait.
+        """
+        frame = _frame(code, body)
+        outlet = self._outlet
+        if outlet is None:
+            raise SessionClosed("the connection has ended")
+        outlet.send_blocking(frame, timeout)
 
     def close(self) -> None:
         """Close when all that was sent is on its way; from any thread.
@@ -313,7 +361,7 @@ class Session:
         origin = self.origin
         if origin is not None and origin.packets is not None:
             # they share the tokens, so each need not ask for every one
-            wait = max(wait, origin.packets.wait(now) * max(1, origin.waiting))
+            wait = max(wait, origin.packets.wait_among(origin.waiting, now))
         return wait
 
     def came_little(self, size: int, now: float) -> None:

@@ -88,6 +88,7 @@ class Connections:
         *,
         first_packet_timeout: float = 0.0,
         packet_timeout: float = 0.0,
+        login_timeout: float = 0.0,
         origins: Origins | None = None,
     ) -> None:
         """
@@ -97,6 +98,7 @@ class Connections:
         @param clock: monotonic seconds.
         @param first_packet_timeout: seconds that a connection's first packet may take, 0: any time.
         @param packet_timeout: seconds that a packet may take from its first byte, 0: any time.
+        @param login_timeout: seconds until the application has to know a client, 0: any time.
         @param origins: the addresses of the clients, where something is asked of them.
         """
         self.counts = counts
@@ -119,6 +121,8 @@ class Connections:
         self._packet_timeout = packet_timeout
         self._unheard: Deadlines[Connection] = Deadlines(clock())  # no packet was complete yet
         self._incomplete: Deadlines[Connection] = Deadlines(clock())  # one has begun
+        self._login_timeout = login_timeout
+        self._strangers: Deadlines[Connection] = Deadlines(clock())  # or known since
         self._origins = origins
 
     def __len__(self) -> int:
@@ -191,6 +195,8 @@ class Connections:
             self._wheel.add(connection, session.started)
         if self._first_packet_timeout and not session.packets_in:
             self._unheard.set(connection, session.started + self._first_packet_timeout)
+        if self._login_timeout and not session.known:
+            self._strangers.set(connection, session.started + self._login_timeout)
         if session.decoder.buffered:
             self.packet_begun(connection, session.begun)
         if self._origins is not None:
@@ -210,6 +216,7 @@ class Connections:
             self._wheel.remove(connection, session.started)
         self._unheard.remove(connection)
         self._incomplete.remove(connection)
+        self._strangers.remove(connection)
         if self._origins is not None and session.origin is not None:
             self._origins.leave(session.origin)
             session.origin = None
@@ -226,7 +233,7 @@ class Connections:
             self._incomplete.set(connection, session.begun + self._packet_timeout)
 
     def check_deadlines(self) -> None:
-        """Close the connections whose packet takes too long; called about once a second.
+        """Close the connections whose packet, or login, takes too long; called about once a second.
 
         Looks only at those whose time is up, and not at those that have no incomplete packet. What
         ends in order has its deadlines there.
@@ -235,6 +242,9 @@ class Connections:
         for connection in self._unheard.due(now):
             if not (connection.session.packets_in or connection.session.ending):
                 connection.close(CloseReason.FIRST_PACKET_TIMEOUT)
+        for connection in self._strangers.due(now):
+            if not (connection.session.known or connection.session.ending):
+                connection.close(CloseReason.LOGIN_TIMEOUT)
         for connection in self._incomplete.due(now):
             if not connection.session.decoder.buffered:
                 continue  # it was complete in time

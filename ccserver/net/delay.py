@@ -1,11 +1,43 @@
-"""The delay: packets that came more quickly than a rate lets them through wait for their time."""
+"""The delay: packets that come more quickly than a rate lets them through wait, or are dropped."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from twisted.logger import Logger
+
+from ccserver.core.limits import RateAction
+from ccserver.core.session import CloseReason
+
 if TYPE_CHECKING:
     from ccserver.net.protocol import PacketProtocol
+
+
+log = Logger()
+
+
+def exceed(connection: PacketProtocol) -> None:
+    """More packets of C{connection} have come than its rate lets through."""
+    if connection.factory.limits.rate_action is RateAction.DROP:
+        _drop(connection)
+    elif connection.delay is None:
+        connection.delay = Delay(connection)
+
+
+def _drop(connection: PacketProtocol) -> None:
+    count = len(connection.session.take_excess())
+    if not count:
+        return  # there were only some with a wrong checksum
+    connections = connection.factory.connections
+    connections.counts.refused[CloseReason.RATE] += count
+    more = connections.admit_line("rate dropped")
+    if more is not None:
+        log.warn(
+            "refused rate: {count} packets dropped{more}",
+            count=count,
+            more=more,
+            session=connection.session,
+        )
 
 
 class Delay:
@@ -33,8 +65,12 @@ class Delay:
         connection.take(session.release(connection.factory.clock.seconds()))
         if session.excess is not None:
             self._wait()
+        elif session.close_reason is not None:  # that was to come behind them
+            connection.end_in_order()
         else:
-            connection.go_on()
+            connection.end_delay()
+            if not connection.lane.paused:
+                connection.transport.resumeProducing()
 
     def end(self) -> None:
         """Wait no more, whatever the rate lets through; to be called once."""

@@ -30,6 +30,9 @@ from ccserver.net.throttle import Throttle
 IDLE_RUNNERS = 64
 """Runners that are kept: as many as handlers that waited at once would be kept for ever."""
 
+LANE_BYTES = 256 << 10
+"""Bytes that wait in a lane before its reading is paused, where nobody says how many."""
+
 TRACEBACKS_PER_SECOND = 10
 """Of one handler: 20,000 packets that raise would be 10 MiB of log; the others are counted."""
 
@@ -61,6 +64,7 @@ class Dispatch:
         "handlers",
         "handover",
         "idle_runners",
+        "lane_bytes",
         "lane_packets",
         "lines",
         "lost",
@@ -80,15 +84,18 @@ class Dispatch:
         lane_packets: int,
         counts: Counts,
         send_limits: SendLimits | None = None,
+        lane_bytes: int = LANE_BYTES,
     ) -> None:
         """
         @param lane_packets: how many packets wait in a lane before its reading is paused.
         @param send_limits: how much waits to be sent.
+        @param lane_bytes: how many bytes of packets wait in a lane before its reading is paused.
         """
         self.handlers = pool.handlers = dict(app.handlers)
         self.threaded = {code for code, handler in self.handlers.items() if handler.in_thread}
         self.pool = pool
         self.lane_packets = lane_packets
+        self.lane_bytes = lane_bytes
         self.counts = counts
         self.send_limits = send_limits or SendLimits()
         self.behind: set[Sender] = set()

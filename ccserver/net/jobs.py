@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ccserver.app import Handler
 from ccserver.core.framing import HEADER_LENGTH, LENGTH_LIMIT, Packet, cut, header
-from ccserver.errors import ProtocolError
+from ccserver.errors import ProtocolError, SessionClosed
 from ccserver.net.begun import answer
 from ccserver.net.reply import OUTPUT_MARK, reply_body
 
@@ -236,6 +236,8 @@ class PoolThread(Thread):
                     size += HEADER_LENGTH + len(reply)
             except ProtocolError as refusal:
                 refused.append((refusal, code))
+            except SessionClosed:
+                pass  # as in the reactor: who was to be sent something has left
             except BaseException:
                 errors += 1
                 lane.failed(handler)

@@ -15,7 +15,7 @@ from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 
 from ccserver.app import Handler
-from ccserver.core.framing import Packet
+from ccserver.core.framing import HEADER_LENGTH, Packet
 from ccserver.core.session import CloseReason, Session
 from ccserver.errors import ProtocolError, UnknownCode
 from ccserver.net.begun import Begun, answer
@@ -49,10 +49,10 @@ class Lane(Resting):
 
     As the transport's producer it stops where the client does not read its replies; as the
     session's outlet it keeps what handlers send in order with the replies. All but L{send},
-    L{close} and L{failed} is called in the reactor's thread.
+    L{send_blocking}, L{call}, L{close} and L{failed} is called in the reactor's thread.
     """
 
-    __slots__ = ("_awaited", "_ending")
+    __slots__ = ("_awaited", "_ending", "_past")
 
     def __init__(self, session: Session, peer: Peer, dispatch: Dispatch) -> None:
         Resting.__init__(self, session, peer, dispatch)
@@ -63,6 +63,7 @@ class Lane(Resting):
         self._awaited: Deferred[Any] | None = None  # what a handler waits for
         self._hold = self._kept = None
         self._job = NO_JOB  # the one that was handed to the pool last
+        self._past = 0  # how far the stream waits no more, in bytes; where anything waits
         self.halted = False
         session.attach(self)
 
@@ -125,6 +126,8 @@ class Lane(Resting):
         packets = [(code, b"") for code in self._dispatch.adopt] + waiting
         if packets:
             self._emit(self.take(packets))
+        self._past = self.session.decoder.bytes - size_of(self._pending or ())
+        self._pause_if_full()
 
     def take(self, packets: list[Packet]) -> list[bytes]:
         """Handle C{packets} behind all that were taken before.
@@ -296,10 +299,12 @@ class Lane(Resting):
 
     def put_back(self, packets: Iterable[Packet]) -> None:
         """Let C{packets} wait before all others that wait."""
+        back = list(packets)
         if self._pending is None:
-            self._put(packets)
+            self._put(back)
         else:
-            self._pending.extendleft(reversed(list(packets)))
+            self._pending.extendleft(reversed(back))
+        self._past -= size_of(back)
 
     def submit(self, packets: list[Packet]) -> None:
         """Hand those of C{packets} to the pool that go there before the first that does not."""
@@ -318,14 +323,36 @@ class Lane(Resting):
             self._peer.pause_reading()
 
     def _pause_if_full(self) -> None:
-        """Read no more while as many packets wait as may."""
-        if not self._paused and len(self._pending or ()) >= self._dispatch.lane_packets:
+        """Read no more while as much waits as may."""
+        pending, dispatch = self._pending, self._dispatch
+        if self._paused or not pending:
+            return
+        if len(pending) >= dispatch.lane_packets or self._waiting_bytes >= dispatch.lane_bytes:
             self._paused = True
             self._peer.pause_reading()
+
+    @property
+    def _waiting_bytes(self) -> int:
+        """The bytes of what waits, if anything does: what was read since the first of it came.
+
+        An incomplete packet counts, and what came in the same read as the first one does not: to
+        add up what there is would cost every packet.
+        """
+        return self.session.decoder.bytes - self._past
+
+    @property
+    def _half_empty(self) -> bool:
+        """Whether no more waits than half of what may."""
+        pending, dispatch = self._pending, self._dispatch
+        return not pending or (
+            len(pending) <= dispatch.lane_packets // 2
+            and self._waiting_bytes <= dispatch.lane_bytes // 2
+        )
 
     def _put(self, packets: Iterable[Packet]) -> None:
         if self._pending is None:
             self._pending = deque(packets) or None
+            self._past = self.session.decoder.bytes
         else:
             self._pending.extend(packets)
 
@@ -342,13 +369,15 @@ class Lane(Resting):
         while self._pending is not None and not self._busy and not self._blocked:
             waiting = self._pending
             batch = [waiting.popleft() for _ in range(min(len(waiting), BATCH))]
-            if not waiting:
+            if waiting:
+                self._past += size_of(batch)
+            else:
                 self._pending = None
             self._run(batch)
         if self._ending:
             if self.idle:
                 self._done()
-        elif self._paused and len(self._pending or ()) <= self._dispatch.lane_packets // 2:
+        elif self._paused and self._half_empty:
             if self._busy and self._dispatch.pool.crowded:
                 return
             self._paused = False
@@ -461,6 +490,11 @@ class Lane(Resting):
         self._busy = False
         self._advance()
         self._pause_if_full()
+
+
+def size_of(packets: Iterable[Packet]) -> int:
+    """The bytes of C{packets}, as they came; hooks have none."""
+    return sum([HEADER_LENGTH + len(body) for code, body in packets if code >= 0])
 
 
 def waiting_packets(lanes: Iterable[Lane]) -> int:

@@ -19,12 +19,12 @@ from zope.interface import implementer
 
 from ccserver.core.carried import Carried
 from ccserver.core.framing import Packet
-from ccserver.core.limits import RateAction, SessionLimits
+from ccserver.core.limits import SessionLimits
 from ccserver.core.session import CloseReason, Session
 from ccserver.errors import ProtocolError
 from ccserver.net.closing import CloseTimeouts, Closing
 from ccserver.net.connections import Connections
-from ccserver.net.delay import Delay
+from ccserver.net.delay import Delay, exceed
 from ccserver.net.dispatch import Dispatch
 from ccserver.net.lane import NOTHING, Lane
 from ccserver.net.transport import DirectServer
@@ -51,9 +51,11 @@ class PacketProtocol(Protocol):
     lost = False
     """Whether the connection is gone."""
 
+    delay: Delay | None = None
+    """Nothing is read until the rate lets packets through."""
+
     _closing: Closing | None = None
     _eof = False
-    _delay: Delay | None = None  # nothing is read until the rate lets packets through
 
     def __init__(self, factory: PacketFactory, peer: str) -> None:
         self.factory = factory
@@ -104,7 +106,7 @@ class PacketProtocol(Protocol):
     def admitted(self, packets: list[Packet]) -> list[bytes]:
         """Take what the limits let through of a read; what is returned is to be sent, at once."""
         if self.session.excess is not None:
-            self._exceed()
+            exceed(self)
         out = self.lane.take(packets) if packets else NOTHING
         if self._decoder.noted or self.session.close_reason is not None:
             return self.answered(out)
@@ -124,49 +126,18 @@ class PacketProtocol(Protocol):
         if self._decoder.noted or session.close_reason is not None:
             self._settle()
 
-    def _exceed(self) -> None:
-        """There are more packets than the rate lets through."""
-        if self.factory.limits.rate_action is RateAction.DROP:
-            self._drop(len(self.session.take_excess()))
-        elif self._delay is None:
-            self._delay = Delay(self)
-
-    def _drop(self, count: int) -> None:
-        """C{count} packets were thrown away because of the rate."""
-        if not count:
-            return  # there were only some with a wrong checksum
-        connections = self.factory.connections
-        connections.counts.refused[CloseReason.RATE] += count
-        more = connections.admit_line("rate dropped")
-        if more is not None:
-            self.log.warn(
-                "refused rate: {count} packets dropped{more}",
-                count=count,
-                more=more,
-                session=self.session,
-            )
-
     def take(self, packets: list[Packet]) -> None:
         """Take what the rate had held back."""
         if packets:
             self.transport.writeSequence(self.lane.take(packets))
 
-    def go_on(self) -> None:
-        """The rate holds back nothing any more: read on, or end, if that was to come behind it."""
-        if self.session.close_reason is not None:
-            self._end_in_order()
-            return
-        self.end_delay()
-        if not self.lane.paused:
-            self.transport.resumeProducing()
-
     def end_delay(self) -> None:
         """The rate holds back nothing any more."""
-        delay, self._delay = self._delay, None
+        delay, self.delay = self.delay, None
         if delay is not None:
             delay.end()
 
-    def _end_in_order(self) -> None:
+    def end_in_order(self) -> None:
         """Nothing comes any more: close when all that was taken is answered."""
         self.end_delay()
         self.lane.finish()
@@ -179,7 +150,7 @@ class PacketProtocol(Protocol):
         else:
             self.session.end_of_stream()
             if self.session.close_reason is not None:
-                self._end_in_order()
+                self.end_in_order()
 
     def writeConnectionLost(self) -> None:
         """All that was sent is on its way, and our end of stream behind it."""
@@ -277,17 +248,17 @@ class PacketProtocol(Protocol):
     @property
     def idle(self) -> bool:
         """Whether nothing is being handled and nothing waits."""
-        return self.lane.idle and self._delay is None
+        return self.lane.idle and self.delay is None
 
     @property
     def paused(self) -> bool:
         """Whether nothing is read."""
-        return self.lane.paused or self._delay is not None
+        return self.lane.paused or self.delay is not None
 
     @property
     def deaf(self) -> bool:
         """Whether nothing is read because we are behind, not because the client is."""
-        return self._delay is not None or (self.lane.paused and not self.lane.blocked)
+        return self.delay is not None or (self.lane.paused and not self.lane.blocked)
 
     @property
     def flushing(self) -> bool:
@@ -348,7 +319,7 @@ class PacketProtocol(Protocol):
         self.transport.pauseProducing()
 
     def resume_reading(self) -> None:
-        if self._delay is None:
+        if self.delay is None:
             self.transport.resumeProducing()
 
     def refuse(self, error: ProtocolError, code: int) -> None:
@@ -374,7 +345,7 @@ class PacketProtocol(Protocol):
         for refusal in self.session.take_refused():
             self.refuse(refusal.error, refusal.code)
         if self.session.close_reason is not None:
-            self._end_in_order()
+            self.end_in_order()
 
     def lane_done(self) -> None:
         """Nothing is left to answer: flush, end our side, and give the client time to read."""

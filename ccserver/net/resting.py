@@ -44,6 +44,10 @@ class KeptBack:
         elif overflow is Overflow.CLOSE:
             self.closed = True
 
+    def send_blocking(self, frame: bytes, timeout: float) -> None:
+        """There is room, see L{room}."""
+        self.send(frame, Overflow.CLOSE, None)
+
     def room(self) -> None:
         """There is always some, for it is not for long."""
 

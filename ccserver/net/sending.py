@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from fcntl import ioctl
 from termios import TIOCOUTQ
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from zope.interface import implementer
 from ccserver.core.outbox import Outbox, Overflow
 from ccserver.core.session import CloseReason, Session
 from ccserver.errors import SessionClosed
+from ccserver.net.errand import Errand
 from ccserver.net.peer import Peer
 from ccserver.net.reply import OUTPUT_MARK
 
@@ -50,7 +51,7 @@ class Sender:
     portions as it reads. Too many bytes of replies in it, and nothing more is handled until they
     are gone; too many pushes, and their policies say what goes.
 
-    All but L{send} is called in the reactor's thread.
+    All but L{send}, L{send_blocking} and L{call} is called in the reactor's thread.
 
     @ivar out: what is to be sent when the handlers that are running have returned.
     @ivar closed: packets that wait are dropped; may be asked from any thread.
@@ -122,11 +123,25 @@ class Sender:
         dispatch = self._dispatch
         pool = dispatch.pool
         if pool.in_reactor():
-            self._push(frame, overflow, key)
+            self.push(frame, overflow, key)
             return
         pool.flush_job(self)  # the replies of this job that were given before
         dispatch.throttle.enter(len(frame))
         pool.call(self._push_from_thread, frame, overflow, key)
+
+    def send_blocking(self, frame: bytes, timeout: float) -> None:
+        pool = self._dispatch.pool
+        if pool.in_reactor():
+            raise RuntimeError("the reactor's thread must not wait: send_async does")
+        pool.flush_job(self)
+        errand = Errand(self, frame)
+        pool.call(errand.go)
+        pool.prepare_to_wait()
+        errand.wait(timeout)
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Call C{function} in the reactor's thread; from any thread."""
+        self._dispatch.pool.call(function)
 
     def room(self) -> Deferred[None] | None:
         """None if there is room for a push; else what fires when there is, or it is too late."""
@@ -215,9 +230,10 @@ class Sender:
 
     def _push_from_thread(self, frame: bytes, overflow: Overflow, key: Hashable) -> None:
         self._dispatch.throttle.leave(len(frame))
-        self._push(frame, overflow, key)
+        self.push(frame, overflow, key)
 
-    def _push(self, frame: bytes, overflow: Overflow, key: Hashable) -> None:
+    def push(self, frame: bytes, overflow: Overflow, key: Hashable) -> None:
+        """Send C{frame}, or do with it as its policy says; in the reactor's thread."""
         if self._answered is not None or self._silent:
             return
         session = self.session

@@ -33,8 +33,12 @@ if TYPE_CHECKING:
 SILENT_BYTES = 65536
 """Bytes that a client may send without a byte of a packet in them, once it is connected.
 
-The longest record has 16 KiB. Without an end, a client that reads nothing could ask for new keys
-again and again, and we would keep the answers.
+The longest record has 16 KiB.
+"""
+
+UNREAD_ANSWERS = 65536
+"""Bytes of TLS's own answers that a client may leave unread: who asks for new keys again and again
+gets one each time, and we keep them until they are sent.
 """
 
 
@@ -63,6 +67,7 @@ class Encrypted(Opening):
     ends_at_once = False  # our goodbye is still to be sent
 
     _silent = 0
+    _answers = 0  # bytes that TLS itself has said since the client has read all
     _open = False  # the handshake is done
     _read_all = False  # the client sends no more
     _wrote_all = False  # we send no more
@@ -107,6 +112,8 @@ class Encrypted(Opening):
         self._flush()
         if self._silent > SILENT_BYTES:
             self._break(f"{self._silent} bytes without a packet")
+        elif self._answers > UNREAD_ANSWERS:
+            self._break(f"{self._answers} bytes of answers to new keys unread")
 
     def readConnectionLost(self) -> None:
         """The client sends no more, whether it has said so in TLS or in TCP alone.
@@ -176,6 +183,7 @@ class Encrypted(Opening):
 
     def _read(self) -> bytes | None:
         """What there is in clear; None if more has to come, nothing if nothing comes any more."""
+        answered = self._outgoing.pending
         try:
             return self._tls.read(READ_SIZE)
         except SSLWantReadError:
@@ -185,6 +193,15 @@ class Encrypted(Opening):
         except SSLError as error:
             self._break(_said(error))
             return None
+        finally:
+            if self._outgoing.pending > answered:
+                self._count_answers(self._outgoing.pending - answered)
+
+    def _count_answers(self, size: int) -> None:
+        """TLS has said C{size} bytes by itself, which no limit of what is sent knows."""
+        if not self.transport.behind:
+            self._answers = 0
+        self._answers += size
 
     def _flush(self) -> None:
         data = self._outgoing.read()

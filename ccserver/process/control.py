@@ -276,7 +276,7 @@ def _bound(path: str, owner: tuple[int, int] | None) -> tuple[socket.socket, tup
         finally:
             os.umask(mask)
         if owner is not None:
-            os.chown(path, *owner)
+            _give(path, owner)
         listening.listen(BACKLOG)
         found = os.lstat(path)
         return listening, (found.st_dev, found.st_ino)
@@ -284,6 +284,23 @@ def _bound(path: str, owner: tuple[int, int] | None) -> tuple[socket.socket, tup
         listening.close()
         _unlink(path)
         raise
+
+
+def _give(path: str, owner: tuple[int, int]) -> None:
+    """Make the socket's file another user's.
+
+    Where he may write in its folder, a link to any file of the system can have come in its place.
+
+    @raise OSError: it has, or the file cannot be given away.
+    """
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_nlink > 1:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), path)
+        os.chown(f"/proc/self/fd/{fd}", *owner)
+    finally:
+        os.close(fd)
 
 
 def _identity(path: str) -> tuple[int, int] | None:

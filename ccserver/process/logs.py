@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +18,10 @@ from twisted.logger import (
     eventAsText,
     globalLogBeginner,
 )
+from twisted.python.reflect import safe_repr, safe_str
 from zope.interface import implementer
 
+from ccserver.core.counts import LineLimit
 from ccserver.process.logfile import LogFile, is_writable
 
 LEVELS = ("stderr", "emerg", "alert", "crit", "error", "warn", "notice", "info", "debug")
@@ -46,6 +49,10 @@ _STDLIB_LEVELS = (
 _ESCAPES = {
     code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) != "\t"
 } | {0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
+UNCAUGHT_LENGTH = 200
+"""Characters of the text of what an exception was in that cannot be raised."""
 
 
 class ProcessLogger(Logger):
@@ -207,6 +214,34 @@ class StdlibBridge(logging.Handler):
         self.log.emit(level, "{text}", text=text)
 
 
+class Uncaught:
+    """Logs exceptions that the interpreter cannot raise, such as those of callbacks from C.
+
+    It would write to stderr, which may be a pipe that nobody empties; and a client can cause some,
+    by a host name in a TLS handshake that is none.
+    """
+
+    log = Logger()
+
+    def __init__(self) -> None:
+        self._lines = LineLimit(per_second=1)
+
+    def __call__(self, uncaught: Any) -> None:
+        """@param uncaught: as of C{sys.unraisablehook}."""
+        kind, error = uncaught.exc_type, uncaught.exc_value
+        more = self._lines.admit(kind.__name__, time.monotonic())
+        if more is None:
+            return
+        self.log.warn(
+            "an exception that cannot be raised, {kind}: {error}, in {where}{more}",
+            kind=kind.__name__,
+            error=safe_str(error),
+            where=safe_repr(uncaught.object)[:UNCAUGHT_LENGTH],
+            more=more,
+            stack="".join(traceback.format_tb(uncaught.exc_traceback)).splitlines(),
+        )
+
+
 def begin(observer: LineObserver) -> None:
     """Send everything that this process logs to C{observer}, and nothing anywhere else.
 
@@ -217,7 +252,8 @@ def begin(observer: LineObserver) -> None:
 
 
 def bridge_stdlib() -> None:
-    """Let C{logging} end in Twisted's log."""
+    """Let C{logging}, and what the interpreter has to tell by itself, end in Twisted's log."""
+    sys.unraisablehook = Uncaught()
     root = logging.getLogger()
     if not any(isinstance(handler, StdlibBridge) for handler in root.handlers):
         root.addHandler(StdlibBridge())

@@ -100,13 +100,15 @@ class Server:
             limits.heartbeat,
             first_packet_timeout=limits.first_packet_timeout,
             packet_timeout=limits.packet_timeout,
+            login_timeout=limits.login_timeout,
             origins=origins(config),
         )
         self._pool = Pool(
             reactor, config.process.threads, config.process.handler_timeout, config.net.pool_queue
         )
+        net = config.net
         self._dispatch = Dispatch(
-            app, self._pool, config.net.lane_packets, counts, send_limits(config)
+            app, self._pool, net.lane_packets, counts, send_limits(config), net.lane_bytes
         )
         self._limits = limits
         self._ports: dict[tuple[int, str], Any] = {}  # by slot and address
@@ -439,6 +441,8 @@ def session_limits(config: Config) -> SessionLimits:
         empty_reads=security.empty_reads,
         first_packet_timeout=net.first_packet_timeout,
         packet_timeout=net.packet_timeout,
+        stranger_packet_length=security.stranger_packet_length,
+        login_timeout=security.login_timeout,
     )
 
 

@@ -175,9 +175,9 @@ class ReplyTests(SynchronousTestCase):
         register(b"bob", b"secret")
         session = support.session()
         login(b"bob", b"wrong", session)
-        self.assertEqual(session.state, {})
+        self.assertEqual((session.state, session.known), ({}, False))
         login(b"bob", b"secret", session)
-        self.assertEqual(session.state, {"user": "bob"})
+        self.assertEqual((session.state, session.known), ({"user": "bob"}, True))
         login(b"bob", b"wrong", session)
         self.assertEqual(session.state, {"user": "bob"})
 

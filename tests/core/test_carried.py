@@ -30,6 +30,7 @@ CARRIED = Carried(
     state=b"N",
     rate=(-3.5, 1001.0),
     begun=1001.25,
+    known=False,
 )
 
 PENDING = encode(1, b"one") + encode(0xFFFF)
@@ -37,7 +38,7 @@ VALUES = {**asdict(CARRIED), "pending": PENDING}
 """As they travel."""
 
 
-LATER = {"rate", "begun"}
+LATER = {"rate", "begun", "known"}
 """What the first version did not carry."""
 
 
@@ -69,6 +70,7 @@ class CarriedTests(SynchronousTestCase):
             "flood": {2},
             "rate": {2},
             "begun": {2, 3},
+            "known": {8},
         }
         for name in VALUES:
             for number, value in enumerate(wrong):
@@ -90,7 +92,7 @@ class CarriedTests(SynchronousTestCase):
         for name in LATER:
             del values[name]
         loaded = Carried.load(plain.dump(values, "it", 10000))
-        self.assertEqual(loaded, replace(CARRIED, rate=None, begun=None))
+        self.assertEqual(loaded, replace(CARRIED, rate=None, begun=None, known=True))
 
     def test_what_waits_travels_as_on_the_wire(self):
         self.assertEqual(plain.load(CARRIED.dump()), VALUES)

@@ -151,6 +151,24 @@ class LimitTests(OutboxCase):
         outbox.take(1)
         self.assertTrue(outbox.has_room)
 
+    def test_with_room_for_one_packet_there_is_none_while_it_waits(self):
+        outbox = self.outbox(messages=1)
+        self.assertTrue(outbox.has_room)
+        self.fill(outbox, b"a")
+        self.assertFalse(outbox.has_room)
+
+    def test_a_client_that_takes_nothing_has_so_long_from_the_first_look(self):
+        outbox = self.outbox(stall=30)
+        self.assertFalse(outbox.stalled(0, 1000.0))
+        self.assertFalse(outbox.stalled(0, 1030.0))
+        self.assertTrue(outbox.stalled(0, 1030.1))
+
+    def test_what_it_takes_gives_it_time_and_less_than_before_does_not(self):
+        outbox = self.outbox(stall=30)
+        for taken, now in (100, 0.0), (101, 10.0), (91, 20.0), (81, 30.0):
+            self.assertFalse(outbox.stalled(taken, now))
+        self.assertTrue(outbox.stalled(71, 40.1))
+
 
 class PolicyTests(OutboxCase):
     def test_drop_new_lets_the_new_one_go(self):

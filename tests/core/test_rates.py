@@ -61,6 +61,15 @@ class TokenBucketTests(SynchronousTestCase):
         self.assertAlmostEqual(bucket.wait(0.0), DEBT + 0.1)
         self.assertEqual(bucket.available(DEBT + 0.11), 1)
 
+    def test_who_waits_among_others_waits_for_what_is_owed_once(self):
+        bucket = SharedBucket(Rate(100, 100), 0.0)
+        bucket.take(100)
+        self.assertAlmostEqual(bucket.wait_among(1000, 0.0), 10.0)
+        self.assertAlmostEqual(bucket.wait_among(0, 0.0), 0.01)
+        bucket.take(10_000)
+        self.assertAlmostEqual(bucket.wait_among(1000, 0.0), DEBT + 10.0)
+        self.assertEqual(bucket.wait_among(1000, DEBT + 0.02), 0)
+
     def test_what_is_given_back_is_there_again(self):
         bucket = TokenBucket(Rate(10, 50), 0.0)
         bucket.take(50)

@@ -143,6 +143,7 @@ class CloseReasonTests(SynchronousTestCase):
                 "handover",
                 "idle",
                 "kicked",
+                "login_timeout",
                 "overload",
                 "packet_timeout",
                 "proxy",

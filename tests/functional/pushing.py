@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ccserver import App, Session
 
-FLOOD, FLOOD_IN_THREAD, FEED, STREAM, ECHO = range(1, 6)
+FLOOD, FLOOD_IN_THREAD, FEED, STREAM, ECHO, STREAM_IN_THREAD = range(1, 7)
 
 BODY = bytes(4096)
 
@@ -36,6 +36,13 @@ async def stream(session: Session, request: bytes) -> bytes:
     """The same, no quicker than the client reads."""
     for _ in range(int(request) * 256):
         await session.send_async(STREAM, BODY)
+    return b"done"
+
+
+@app.message(STREAM_IN_THREAD)
+def stream_in_thread(session: Session, request: bytes) -> bytes:
+    for _ in range(int(request) * 256):
+        session.send_blocking(STREAM_IN_THREAD, BODY)
     return b"done"
 
 

@@ -134,6 +134,28 @@ class StrangersTests(ServerCase):
         wait_until(lambda: "closed: first_packet_timeout" in self.server.log, "its end")
 
 
+class NarrowTests(ServerCase):
+    """A server may allow those who have logged in more than strangers."""
+
+    options: ClassVar = {**OPTIONS, "StrangerPacketLength": 108, "LoginTimeout": 2}
+
+    def test_what_is_longer_than_theirs_is_refused_of_strangers_alone(self):
+        known, stranger = self.connect(), self.connect()
+        self.assertEqual(register(known, b"ann"), DONE)
+        known.ask(LOGIN, credentials(b"ann", password_of(b"ann")))
+        for client in (known, stranger):
+            client.send((9, bytes(101)))  # a code that nobody handles
+        self.assertEqual(known.ask(PING), b"")
+        self.assertEqual(stranger.rest(), [])
+        wait_until(lambda: "closed: bad_length" in self.server.log, "its end")
+
+    def test_who_is_still_one_behind_the_time_is_closed(self):
+        client = self.connect()
+        self.assertEqual(client.ask(PING), b"")
+        self.assertEqual(client.rest(), [])
+        wait_until(lambda: "closed: login_timeout" in self.server.log, "its end")
+
+
 class SecretsTests(SynchronousTestCase):
     """With the log at its most talkative, passwords are in no file of the server's folder."""
 

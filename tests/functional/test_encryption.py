@@ -152,6 +152,22 @@ class RefusalTests(TlsCase):
             client.stdin.flush()
             self.assertIn(b"no renegotiation", client.stdout.read())
 
+    def test_host_names_that_are_none_are_no_flood_of_lines_anywhere(self):
+        paths = self.issued("a.pem", "localhost"), self.issued("b.pem", "b.example")
+        server = self.running(TlsCertificate=", ".join(paths))
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = self.context().wrap_bio(incoming, outgoing, server_hostname="xxxx.example")
+        self.assertRaises(ssl.SSLWantReadError, client.do_handshake)
+        hello = outgoing.read().replace(b"xxxx.", b"\xff\n\x1b\x80.")
+        for _ in range(50):
+            with Client(self.tls) as odd:
+                odd.socket.sendall(hello)
+                _until_closed(odd)
+        self.assertEqual(self.connect().ask(REACTOR, b"x"), b"x")
+        self.assertLess(server.log.count("UnicodeDecodeError"), 10)
+        self.assertNotIn("Exception ignored", server.stderr)
+        self.assertIn("tls: 127.0.0.1:", server.log)
+
     def test_1_2_is_refused_where_1_3_is_asked_for(self):
         self.running(TlsMinVersion="1.3")
         context = self.context()

@@ -99,16 +99,23 @@ class PushTests(SlowReaderCase):
                 last_body = packet[1]
         self.assertNotIn("send_queue_full", server.log)
 
-    def test_who_is_waited_for_costs_little_and_gets_all_once_he_reads(self):
+    def waited_for(self, code: int) -> None:
         server = self.serve()
-        clients = self.non_readers(server, (pushing.STREAM, b"%d" % MEGABYTES))
+        clients = self.non_readers(server, (code, b"%d" % MEGABYTES))
         with server.connect() as other:
             self.until(lambda: other.ask(pushing.ECHO, b"x"), "the streams")
-        self.assert_cheap(f"streams to {CLIENTS} that do not read")
         client = clients[0]
         for _ in range(MEGABYTES * 256):
-            self.assertEqual(client.receive(), (pushing.STREAM, pushing.BODY))
-        self.assertEqual(client.receive(), (pushing.STREAM, b"done"))
+            self.assertEqual(client.receive(), (code, pushing.BODY))
+        self.assertEqual(client.receive(), (code, b"done"))
+        self.most = max(self.most, self.memory())
+        self.assert_cheap(f"streams of code {code} to {CLIENTS} that do not read")
+
+    def test_who_is_waited_for_costs_little_and_gets_all_once_he_reads(self):
+        self.waited_for(pushing.STREAM)
+
+    def test_so_does_whom_threads_wait_for(self):
+        self.waited_for(pushing.STREAM_IN_THREAD)
 
     def test_who_half_closes_and_does_not_read_is_cut_after_the_flush_timeout(self):
         server = self.serve(FlushTimeout=2)

@@ -15,7 +15,7 @@ from ccserver.core.framing import FrameDecoder, Packet, encode
 from ccserver.core.limits import SessionLimits
 from ccserver.core.outbox import SendLimits
 from ccserver.net.connections import Connections
-from ccserver.net.dispatch import Dispatch
+from ccserver.net.dispatch import LANE_BYTES, Dispatch
 from ccserver.net.giver import Giver, Report
 from ccserver.net.pool import Pool
 from ccserver.net.protocol import PacketFactory, PacketProtocol
@@ -113,6 +113,7 @@ class MovingWorker:
         *,
         threads: int = 0,
         lane_packets: int = 64,
+        lane_bytes: int = LANE_BYTES,
         connections: int = 20000,
         log_ends: bool = False,
         send_limits: SendLimits | None = None,
@@ -129,10 +130,11 @@ class MovingWorker:
             limits.heartbeat,
             first_packet_timeout=limits.first_packet_timeout,
             packet_timeout=limits.packet_timeout,
+            login_timeout=limits.login_timeout,
         )
         self.pool = Pool(self.reactor, threads)
         self.pool.start(threads > 0)
-        self.dispatch = Dispatch(app, self.pool, lane_packets, self.counts, send_limits)
+        self.dispatch = Dispatch(app, self.pool, lane_packets, self.counts, send_limits, lane_bytes)
         self.factory = PacketFactory(
             SERVER, limits, self.connections, self.dispatch, self.reactor, log_ends
         )

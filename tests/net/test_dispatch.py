@@ -648,6 +648,28 @@ class FullLaneTests(DispatchCase):
             self.waits.pop().callback(b"")
         self.assertEqual(states, [False, False, True, True, True])
 
+    def test_so_many_bytes_are_a_bound_as_well(self):
+        client = self.connect(lane_bytes=1000)
+        client.receive((2, b""))
+        for _ in range(4):  # the read of the first one that waits does not count
+            self.assertTrue(client.reading)
+            client.receive((1, bytes(326)))
+        self.assertFalse(client.reading)
+        self.waits.pop().callback(b"")
+        self.assertTrue(client.reading)
+
+    def test_and_half_of_them_are_where_it_is_resumed(self):
+        self.patch(lane, "BATCH", 1)
+        client = self.connect(lane_bytes=1000)
+        client.receive((2, b""))
+        for _ in range(4):
+            client.receive((2, bytes(326)))
+        states = []
+        while self.waits:
+            states.append(client.reading)
+            self.waits.pop().callback(b"")
+        self.assertEqual(states, [False, False, True, True, True])
+
     def test_every_packet_is_answered_all_the_same(self):
         client = self.connect(lane_packets=1)
         client.receive((2, b""), (1, b"b"), (2, b""))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import ssl
+import struct
 import tempfile
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccserver.core.addresses import AccessList, AddressLimits, Origins
 from ccserver.core.framing import encode
 from ccserver.net.closing import CloseTimeouts
-from ccserver.net.tls import SILENT_BYTES
+from ccserver.net.tls import SILENT_BYTES, UNREAD_ANSWERS
 from tests.authority import Authority, written
 from tests.core.test_proxy import v1_tcp
 from tests.net.fronts import CLOSE, ECHO, TIMEOUT, WAIT, FrontCase, TlsClient
@@ -43,6 +47,38 @@ class TlsCase(FrontCase):
         )
         client.shake_hands()
         return client
+
+
+class Records:
+    """What a client of TLS 1.3 sends, record by record: C{ssl} cannot ask for new keys."""
+
+    HASH = hashes.SHA384()  # that of TLS_AES_256_GCM_SHA384
+
+    def __init__(self, secret: bytes) -> None:
+        """@param secret: C{CLIENT_TRAFFIC_SECRET_0} of C{SSLKEYLOGFILE}."""
+        self._secret = secret
+        self._sent = 0
+
+    def data(self, data: bytes) -> bytes:
+        return self._record(0x17, data)
+
+    def new_keys(self) -> bytes:
+        """A record that has new keys follow, and asks for such of the other side."""
+        record = self._record(0x16, b"\x18\x00\x00\x01\x01")
+        self._secret, self._sent = self._expand(b"traffic upd", 48), 0
+        return record
+
+    def _record(self, kind: int, data: bytes) -> bytes:
+        number = int.from_bytes(self._expand(b"iv", 12), "big") ^ self._sent
+        self._sent += 1
+        head = struct.pack("!BHH", 0x17, 0x0303, len(data) + 17)
+        key = AESGCM(self._expand(b"key", 32))
+        return head + key.encrypt(number.to_bytes(12, "big"), data + bytes([kind]), head)
+
+    def _expand(self, label: bytes, size: int) -> bytes:
+        label = b"tls13 " + label
+        info = struct.pack("!HB", size, len(label)) + label + b"\0"
+        return HKDFExpand(self.HASH, size, info).derive(self._secret)
 
 
 class ConversationTests(TlsCase):
@@ -206,6 +242,47 @@ class EndTests(TlsCase):
         self.come(client.socket, b"x")
         self.wire.settle()
         self.assertNothingLeft({"tls": 1})
+
+
+class NewKeysTests(TlsCase):
+    """A client may ask for new keys at any time, and is answered."""
+
+    def setUp(self) -> None:
+        TlsCase.setUp(self)
+        with tempfile.TemporaryDirectory() as folder:
+            path = self.trust.keylog_filename = os.path.join(folder, "keys")
+            self.client = self.tls()
+            with open(path) as file:
+                secrets = dict(line.split()[::2] for line in file if not line.startswith("#"))
+        self.assertEqual(self.client.tls.cipher()[0], "TLS_AES_256_GCM_SHA384")
+        self.records = Records(bytes.fromhex(secrets["CLIENT_TRAFFIC_SECRET_0"]))
+        (self.connection,) = self.connections
+
+    def asked(self, times: int) -> bytes:
+        return b"".join([self.records.new_keys() for _ in range(times)])
+
+    def test_one_that_reads_the_answers_may_ask_for_ever(self):
+        for _ in range(10):
+            self.come(self.client.socket, self.asked(300) + self.records.data(b"\0"))
+            self.client.socket.sent.clear()
+            if self.connection.session.close_reason is not None:
+                break
+            self.come(self.client.socket, self.records.data(encode(ECHO)[1:]))
+            self.client.socket.sent.clear()
+        self.assertEqual(self.connection.session.packets_in, 10)
+
+    def test_one_that_does_not_read_them_costs_no_more_than_a_bound(self):
+        self.client.socket.room = 0
+        most = 0
+        for byte in encode(ECHO, bytes(100)):
+            if self.connection.lost:
+                break
+            # the byte of a packet shows that it is not silent
+            self.come(self.client.socket, self.asked(1000) + self.records.data(bytes([byte])))
+            most = max(most, self.connection.transport.transport.unsent)
+        self.wire.settle()
+        self.assertNothingLeft({"tls": 1})
+        self.assertLess(most, UNREAD_ANSWERS + 65536)
 
 
 class HandshakeTests(TlsCase):

@@ -142,6 +142,20 @@ class StreamTests(MovingCase):
         client.read_to(100 * 40008 + 5 * 9 + 16)
         self.assertTrue(client.got.endswith(b"not read"))
 
+    def test_nor_is_one_of_which_so_many_bytes_wait(self):
+        client = self.start(lane_bytes=1000)
+        client.send((4, b"90"), *[(1, bytes(28000))] * 3)
+        self.machine.turn(3)
+        for _ in range(5):
+            client.send((1, bytes(400)))
+            self.machine.turn(3)
+        self.assertEqual(self.old.only.session.packets_in, 4 + 4)
+        self.assert_moved()
+        self.machine.turn(3)
+        self.assertEqual(self.new.only.session.packets_in, 4 + 4)
+        client.read_to(90 * 40008 + 3 * 28008 + 5 * 408)
+        self.assertTrue(self.new.only.lane.idle)
+
     def test_an_end_of_the_stream_is_seen_by_the_new_worker(self):
         client = self.start()
         reports = self.machine.give(self.old, self.new)

@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.app import App
+from ccserver.net import lane
 from tests.net.moving import in_thread
 from tests.net.test_dispatch import Gate
 from tests.support import FakeConnection, FakeWorker
@@ -166,6 +167,18 @@ class RestTests(HoldCase):
         self.hold()
         self.lane.unhold()
         self.assertFalse(client.reading)
+
+    def test_or_too_many_bytes_of_those_that_a_handler_had_in_hand(self):
+        self.patch(lane, "BATCH", 1)
+        client = self.connect(lane_bytes=1000)
+        client.receive((2, b""), *[(2, bytes(400))] * 3)
+        self.hold()
+        self.waits.pop().callback(b"")
+        self.assertEqual(self.told, [True])
+        self.lane.unhold()
+        self.assertFalse(client.reading)
+        self.waits.pop().callback(b"")
+        self.assertTrue(client.reading)
 
 
 class ThreadTests(HoldCase):

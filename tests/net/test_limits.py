@@ -117,6 +117,51 @@ class EmptyReadsTests(LimitsCase):
         self.assertEqual(client.session.close_reason, "kicked")
 
 
+class StrangerTests(LimitsCase):
+    """Of clients that the application does not know yet, less is accepted."""
+
+    def test_what_is_longer_than_theirs_may_be_is_refused(self):
+        client = self.connect(SessionLimits(stranger_packet_length=20))
+        client.receive((ECHO, bytes(12)))
+        client.receive((ECHO, bytes(13)))
+        self.assertEqual(client.bodies(), [bytes(12)])
+        self.assertEqual(client.session.close_reason, "bad_length")
+
+    def test_who_is_known_may_send_as_much_as_others_and_as_long_as_he_is(self):
+        client = self.connect(SessionLimits(max_packet_length=30, stranger_packet_length=20))
+        client.session.known = True
+        client.receive((ECHO, bytes(22)))
+        client.session.known = False
+        client.receive((ECHO, bytes(13)))
+        self.assertEqual(client.bodies(), [bytes(22)])
+        self.assertEqual(client.session.close_reason, "bad_length")
+
+    def test_it_is_never_more_than_of_others(self):
+        client = self.connect(SessionLimits(max_packet_length=20, stranger_packet_length=30))
+        client.receive((ECHO, bytes(13)))
+        self.assertEqual(client.session.close_reason, "bad_length")
+
+    def test_who_is_not_known_in_time_is_closed_whatever_he_sends(self):
+        client = self.connect(SessionLimits(login_timeout=10))
+        for _ in range(12):
+            client.receive((ECHO, b""))
+            self.pass_time(1)
+        self.let_end(client)
+        self.assertEnded(client, "login_timeout")
+
+    def test_who_is_known_stays(self):
+        client = self.connect(SessionLimits(login_timeout=10))
+        self.pass_time(9)
+        client.session.known = True
+        self.pass_time(1000)
+        self.assertIsNone(client.session.close_reason)
+
+    def test_nothing_is_kept_of_who_is_gone(self):
+        client = self.connect(SessionLimits(login_timeout=10))
+        client.reset()
+        self.assertEqual(len(self.worker.connections._strangers), 0)
+
+
 class FirstPacketTests(LimitsCase):
     LIMITS = SessionLimits(first_packet_timeout=10)
 
@@ -461,6 +506,14 @@ class AddressRateTests(LimitsCase):
             good.receive((ECHO, b"good"))
             self.assertEqual(good.bodies(), [b"good"])
 
+    def test_nor_those_that_wait_already_however_many_they_are(self):
+        guilty, *clients = (self.worker.connect(5001 + n) for n in range(11))
+        guilty.receive_bytes(spoiled(ECHO, b"x") * 5000)
+        for client in clients:
+            client.receive((ECHO, b""))
+        self.pace(self.client, DEBT + 1.5)
+        self.assertEqual([len(client.sent()) for client in clients], [1] * 10)
+
     def test_many_that_wait_get_no_more_together_and_all_get_some(self):
         clients = [self.client, *(self.worker.connect(5001 + n) for n in range(9))]
         for client in clients:
@@ -596,6 +649,21 @@ class MovedTests(MovingCase):
         self.assertIsNone(self.new.only.session.close_reason)
         self.tick(3)
         self.assertEqual(self.new.only.session.close_reason, "first_packet_timeout")
+
+    def test_that_a_client_is_known_and_the_time_of_one_who_is_not(self):
+        limits = SessionLimits(stranger_packet_length=20, login_timeout=20)
+        for known in (True, False):
+            client = self.start_with(limits)
+            self.old.only.session.known = known
+            client.send_bytes(encode(1, bytes(100 if known else 12))[:9])
+            self.machine.turn(2)
+            self.machine.now += 15
+            self.assert_moved()
+            session = self.new.only.session
+            self.tick(4)
+            self.assertEqual((session.known, session.close_reason), (known, None))
+            self.tick(3)
+            self.assertEqual(session.close_reason, None if known else "login_timeout")
 
     def test_the_tokens_of_the_rate_and_the_packets_that_wait_for_them(self):
         client = self.start_with(SessionLimits(rate=Rate(10, 20)))

@@ -18,10 +18,11 @@ from ccserver.core.framing import FrameDecoder, encode
 from ccserver.core.limits import SessionLimits
 from ccserver.core.outbox import ROOM, Overflow, SendLimits
 from ccserver.core.session import CloseReason, Session
-from ccserver.errors import SessionClosed
+from ccserver.errors import SendTimeout, SessionClosed
 from ccserver.net import throttle
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import Dispatch
+from ccserver.net.errand import Errand
 from ccserver.net.pool import Pool
 from ccserver.net.protocol import PacketFactory, PacketProtocol
 from ccserver.net.reactor import DirectReactor
@@ -389,6 +390,20 @@ class ThreadTests(SendingCase):
         kernel.pool.work_off()
         self.assertEqual(kernel.session.packets_out, 1000)
 
+    def test_so_it_does_where_its_packets_are_short(self):
+        """What a call needs was 30 MiB for 1 MiB of empty packets."""
+        waits = list[float]()
+        on_its_way = throttle.Throttle()
+        self.patch(on_its_way._less, "wait", waits.append)
+        count = 0
+        while not waits:
+            on_its_way.enter(8)
+            count += 1
+        self.assertLess(count, 2 + throttle.MARK // 200)
+        for _ in range(count):
+            on_its_way.leave(8)
+        self.assertEqual(on_its_way._size, 0)
+
     def test_it_does_not_wait_for_ever(self):
         self.patch(throttle, "PATIENCE", 0.0)
         kernel = self.start(ANY)
@@ -477,6 +492,115 @@ class RoomTests(SendingCase):
         kernel.move()
         kernel.ask((ECHO, b"there"))
         self.assertEqual(kernel.bodies()[-2:], [b"streamed", b"there"])
+
+
+class ThreadRoomTests(SendingCase):
+    """A thread may wait for room as well."""
+
+    def errand(self, kernel: Kernel) -> Errand:
+        """One that waits for room."""
+        kernel.ask((PUSH, b"100"))
+        errand = Errand(kernel.lane, encode(PUSH, b"late"))
+        errand.go()
+        self.assertEqual(len(kernel.lane._waiters), 1)
+        return errand
+
+    def test_who_waits_is_never_closed_and_costs_little(self):
+        kernel = self.start(SendLimits(messages=20), room=0)
+
+        def stream() -> None:
+            for number in range(300):
+                kernel.session.send_blocking(STREAM, struct.pack(">I", number) * KIB, PATIENCE)
+
+        most = 0
+        thread = threading.Thread(target=stream, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.001)  # it goes on as far as it can
+            most = max(most, kernel.unsent)
+            kernel.pool.work_off()
+            kernel.take(20000)
+        kernel.take(PLENTY)
+        self.assertLess(most, ROOM + 3 * READ_SIZE)
+        self.assertEqual(kernel.bodies(), [struct.pack(">I", n) * KIB for n in range(300)])
+
+    def test_one_that_has_waited_too_long_leaves_and_sends_nothing(self):
+        kernel = self.start(room=0)
+        errand = self.errand(kernel)
+        self.assertRaises(SendTimeout, errand.wait, 0.0)
+        kernel.pool.work_off()
+        self.assertFalse(kernel.lane._waiters)
+        kernel.take(PLENTY)
+        self.assertNotIn(b"late", kernel.bodies())
+        self.assertIsNone(kernel.session.close_reason)
+
+    def test_also_before_the_reactor_has_heard_of_it(self):
+        kernel = self.start()
+        raised: list[BaseException] = []
+
+        def send() -> None:
+            try:
+                kernel.session.send_blocking(PUSH, b"late", timeout=0.0)
+            except SendTimeout as error:
+                raised.append(error)
+
+        in_thread(send)
+        self.assertEqual(str(raised[0]), "no room for a packet within 0 s")
+        kernel.wire.settle()
+        self.assertEqual(kernel.bodies(), [])
+
+    def test_one_whose_connection_ends_is_told(self):
+        kernel = self.start(room=0)
+        errand = self.errand(kernel)
+        kernel.protocol.abort()
+        self.assertRaises(SessionClosed, errand.wait, 0.0)
+        late = Errand(kernel.lane, b"")
+        late.go()
+        self.assertRaises(SessionClosed, late.wait, 0.0)
+        kernel.wire.settle()
+        self.assertRaises(SessionClosed, kernel.session.send_blocking, PUSH, b"")
+
+    def test_what_cannot_be_sent_is_raised_there(self):
+        kernel = self.start()
+        self.patch(kernel.transport, "write", None)
+        errand = Errand(kernel.lane, b"x")
+        errand.go()
+        self.assertRaises(TypeError, errand.wait, 0.0)
+
+    def test_the_reactor_cannot_wait(self):
+        kernel = self.start()
+        self.assertRaises(RuntimeError, kernel.session.send_blocking, PUSH, b"")
+
+    def test_on_the_way_to_another_process_there_is_room(self):
+        kernel = self.start()
+        kernel.lane.hold([].append)
+        waiting, _ = kernel.protocol.detach()
+        in_thread(kernel.session.send_blocking, PUSH, b"kept back")
+        kernel.protocol.reattach(waiting)
+        kernel.wire.settle()
+        self.assertEqual(kernel.bodies(), [b"kept back"])
+
+    def test_a_handler_sends_behind_the_replies_before_it_and_need_not_catch_the_end(self):
+        @self.app.message(10)
+        def reply(session: Session, request: bytes) -> bytes:
+            return b"reply"
+
+        @self.app.message(11)
+        def blocks(session: Session, request: bytes) -> bytes:
+            session.send_blocking(11, b"block")
+            return b"done"
+
+        @self.app.message(12)
+        def closed(session: Session, request: bytes) -> None:
+            session.close()
+            session.send_blocking(12, b"lost")
+
+        worker = FakeWorker(self, self.app, threads=1)
+        client = worker.connect()
+        client.receive((10, b""), (11, b""), (12, b""))
+        worker.wait(lambda: client.protocol.lane.idle)
+        self.assertEqual(client.bodies(), [b"reply", b"block", b"done"])
+        self.assertEqual(worker.counts.handler_errors, 0)
 
 
 class MoveTests(SendingCase):

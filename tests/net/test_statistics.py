@@ -88,7 +88,8 @@ class CollectTests(StatisticsCase):
         client = self.worker.connect()
         client.receive((99, b""))
         client.reset()
-        self.assertEqual(json.loads(json.dumps(self.figures())), self.figures())
+        figures = self.figures()
+        self.assertEqual(json.loads(json.dumps(figures)), figures)
 
 
 class RowTests(StatisticsCase):

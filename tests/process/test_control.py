@@ -87,6 +87,26 @@ class FileTests(ControlCase):
         modes.append(stat.S_IMODE(os.stat(self.path).st_mode))
         self.assertEqual(modes, [0o600, 0o600])
 
+    def test_what_has_come_in_its_place_is_not(self):
+        other = self.path + ".other"
+        Path(other).touch()
+        real = socket.socket.bind
+
+        for put in (os.symlink, os.link):
+
+            def bind(bound: socket.socket, path: str, put: Any = put) -> None:
+                real(bound, path)
+                os.unlink(path)
+                put(other, path)
+
+            given: list[Any] = []
+            self.patch(socket.socket, "bind", bind)
+            self.patch(os, "chown", lambda *arguments, given=given: given.append(arguments))
+            error = self.assertRaises(StartError, self.server().open, True, (1, 1))
+            self.assertIn("Operation not permitted", str(error))
+            self.assertEqual(given, [])
+        self.assertEqual(self.files(), ["control.sock.other"])
+
     def test_the_umask_is_as_before(self):
         mask = os.umask(0o027)
         self.addCleanup(os.umask, mask)
@@ -174,7 +194,7 @@ class FileTests(ControlCase):
 
     def test_an_owner_is_given_before_it_is_found(self):
         steps = []
-        self.patch(os, "chown", lambda path, *owner: steps.append((path, owner)))
+        self.patch(os, "chown", lambda path, *owner: steps.append((os.readlink(path), owner)))
         real = os.link
         self.patch(os, "link", lambda *names: (steps.append("link"), real(*names)))
         self.opened(owner=(12, 34))

@@ -19,7 +19,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from ccserver.core.limits import SessionLimits
 from ccserver.core.session import Session
 from ccserver.process import logs
-from ccserver.process.logs import LineObserver, ProcessLogger, StdlibBridge, as_line, severity_of
+from ccserver.process.logs import (
+    LineObserver,
+    ProcessLogger,
+    StdlibBridge,
+    Uncaught,
+    as_line,
+    severity_of,
+)
 from tests.support import folder, logged, texts
 
 NOON = 1613678231.0  # 2021/02/18 19:57:11 UTC
@@ -322,6 +329,35 @@ class ReopenTests(LogsCase):
         self.assertIn("still", self.written(old))
 
 
+class UncaughtTests(LogsCase):
+    """What the interpreter tells of exceptions that it cannot raise is in the same log."""
+
+    def test_it_is_a_line_with_a_traceback_and_many_are_one(self):
+        class Fragile:
+            def __del__(self) -> None:
+                raise ValueError("broken\n")
+
+        events = logged(self)
+        self.patch(sys, "unraisablehook", Uncaught())
+        self.patch(time, "monotonic", lambda: 1000.0)
+        for _ in range(3):
+            Fragile()
+        self.patch(time, "monotonic", lambda: 1001.0)
+        Fragile()
+        first, second = (as_line(event, severity_of(event)) for event in events)
+        self.assertIn("[warn]", first)
+        self.assertIn("cannot be raised, ValueError: broken\\x0a, in <function ", first)
+        self.assertIn("in __del__", first)
+        self.assertIn("(2 more such lines suppressed)", second)
+
+    def test_a_process_with_a_log_has_it(self):
+        self.patch(sys, "unraisablehook", None)
+        root = logging.Logger("root")
+        self.patch(logging, "getLogger", lambda: root)
+        logs.bridge_stdlib()
+        self.assertIsInstance(sys.unraisablehook, Uncaught)
+
+
 class StdlibTests(LogsCase):
     """What libraries log with the standard library is in the same log."""
 
@@ -365,6 +401,7 @@ class StdlibTests(LogsCase):
             root.setLevel(level)
 
         self.addCleanup(restore)
+        self.patch(sys, "unraisablehook", sys.unraisablehook)
         logs.bridge_stdlib()
         logs.bridge_stdlib()
         bridges = [handler for handler in root.handlers if isinstance(handler, StdlibBridge)]
