@@ -249,7 +249,7 @@ class Connections:
             if not connection.session.decoder.buffered:
                 continue  # it was complete in time
             if connection.paused:  # the rest may have come
-                self._incomplete.set(connection, now + self._packet_timeout)
+                self.packet_begun(connection, now)  # also where it moves to
             else:
                 connection.close(CloseReason.PACKET_TIMEOUT)
         if self._origins is not None:

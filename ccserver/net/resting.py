@@ -9,6 +9,7 @@ from typing import Any
 
 from ccserver.core.framing import Packet
 from ccserver.core.outbox import Overflow
+from ccserver.core.session import CloseReason
 from ccserver.net.jobs import Claim
 from ccserver.net.sending import Sender
 
@@ -33,7 +34,7 @@ class KeptBack:
     def __init__(self, limit: int) -> None:
         """@param limit: bytes that are kept at most; 0: any."""
         self.sent: list[tuple[bytes, Overflow, Hashable]] = []
-        self.closed = False
+        self.closed = self.full = False
         self._limit = limit
         self._size = 0
 
@@ -42,7 +43,7 @@ class KeptBack:
         if not self._limit or self._size <= self._limit:
             self.sent.append((frame, overflow, key))
         elif overflow is Overflow.CLOSE:
-            self.closed = True
+            self.full = True
 
     def send_blocking(self, frame: bytes, timeout: float) -> None:
         """There is room, see L{room}."""
@@ -132,8 +133,11 @@ class Resting(Sender):
             self.put_back(waiting)
         for sent in kept.sent if kept is not None else ():
             self.send(*sent)
-        if kept is not None and kept.closed and not self._silent:
-            self.close()
+        if kept is not None and not self._silent:
+            if kept.full:
+                self._peer.cut(CloseReason.SEND_QUEUE_FULL, "too much was sent on its way")
+            elif kept.closed:
+                self.close()
         self._advance()
 
     def _end_hold(self) -> None:

@@ -247,6 +247,15 @@ class PacketTimeoutTests(LimitsCase):
         self.pass_time(12)
         self.assertEqual(client.session.close_reason, "packet_timeout")
 
+    def test_nor_is_it_where_the_connection_moves_to(self):
+        client = self.connect(self.LIMITS, lane_packets=1)
+        client.receive((WAIT, b""))
+        client.receive_bytes(encode(ECHO) + encode(ECHO)[:3])
+        self.pass_time(100)
+        carried = client.session.carry([], client.session.dump_state())
+        assert carried.begun is not None
+        self.assertLess(client.clock.seconds() - carried.begun, 12)
+
     def test_only_those_with_an_incomplete_packet_are_looked_at(self):
         self.connect(self.LIMITS)
         for _ in range(10):

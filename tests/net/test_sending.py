@@ -635,6 +635,25 @@ class MoveTests(SendingCase):
         kernel.wire.settle()
         self.assertEqual(kernel.bodies(), [b"kept back", b"from a thread"])
 
+    def kept_back(self, policy: str) -> Kernel:
+        """A connection that has stayed after all, and was sent too much meanwhile."""
+        kernel = self.start(SendLimits(hard=100_000))
+        kernel.lane.hold([].append)
+        waiting, _ = kernel.protocol.detach()
+        for _ in range(5):
+            kernel.session.send(PUSH, bytes(30_000), policy)
+        kernel.protocol.reattach(waiting)
+        return kernel
+
+    def test_no_more_is_kept_back_than_may_wait(self):
+        kernel = self.kept_back("drop_new")
+        kernel.wire.settle()
+        self.assertEqual(len(kernel.bodies()), 3)
+        self.assertIsNone(kernel.session.close_reason)
+
+    def test_and_what_must_not_be_missing_closes(self):
+        self.assert_cut(self.kept_back("close"))
+
     def test_a_close_on_the_way_holds_if_it_stays(self):
         kernel = self.start()
         kernel.lane.hold([].append)
