@@ -1,8 +1,9 @@
 /* The optional compiled part: the steps that every packet takes, as core/framing.py, net/transport.py,
- * net/dispatch.py and net/jobs.py have them in Python. Python stays the reference: both do the same
- * to the same input, which the tests hold. All are called with the interpreter lock. recv and send
- * keep it: they do not block, and giving it up for them costs more than they take. zlib gives it
- * up for bodies above 5 KiB, so nothing that another thread could change is held across a CRC. */
+ * net/dispatch.py, net/jobs.py, net/lane.py and net/pool.py have them in Python. Python stays the
+ * reference: both do the same to the same input, which the tests hold. All are called with the
+ * interpreter lock. recv and send keep it: they do not block, and giving it up for them costs more
+ * than they take. zlib gives it up for bodies above 5 KiB, so nothing that another thread could
+ * change is held across a CRC. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
@@ -20,6 +21,9 @@ static uint32_t crc_table[8][256];
 static PyObject *zlib_crc32;     /* for longer bodies: it knows the processor better */
 static PyObject *packet_too_long;
 static PyObject *no_bytes;
+static PyObject *nothing;        /* a list that nobody appends to */
+static PyObject *deque_append, *deque_popleft;
+static PyObject *done; /* what the reactor is to call for a plain job */
 static _Thread_local char buffer[CHUNK + LONGEST]; /* of what is received */
 static _Thread_local char outgoing[CHUNK]; /* another one: a finalizer may send while we cut */
 
@@ -80,22 +84,26 @@ static uint32_t get32(const unsigned char *p) {
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }
 
-/* Where the object keeps the attribute; NULL, with no exception set: not in a slot of its class. */
-static PyObject **place_of(struct slot *slot, PyObject *object) {
+/* Look up where the class of the object keeps the attribute; NULL: not in a slot. */
+static PyObject **find_place(struct slot *slot, PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
-    if (type != slot->type) {
-        PyObject *found = PyObject_GetAttrString((PyObject *)type, slot->name);
-        if (found == NULL || !Py_IS_TYPE(found, &PyMemberDescr_Type)) {
-            Py_XDECREF(found);
-            PyErr_Clear();
-            return NULL;
-        }
-        slot->offset = ((PyMemberDescrObject *)found)->d_member->offset;
-        Py_DECREF(found);
-        Py_INCREF(type); /* so that no other one gets its address */
-        Py_XSETREF(slot->type, type);
+    PyObject *found = PyObject_GetAttrString((PyObject *)type, slot->name);
+    if (found == NULL || !Py_IS_TYPE(found, &PyMemberDescr_Type)) {
+        Py_XDECREF(found);
+        PyErr_Clear();
+        return NULL;
     }
+    slot->offset = ((PyMemberDescrObject *)found)->d_member->offset;
+    Py_DECREF(found);
+    Py_INCREF(type); /* so that no other one gets its address */
+    Py_XSETREF(slot->type, type);
     return (PyObject **)((char *)object + slot->offset);
+}
+
+/* Where the object keeps the attribute; NULL, with no exception set: not in a slot of its class. */
+static inline PyObject **place_of(struct slot *slot, PyObject *object) {
+    return Py_IS_TYPE(object, slot->type) ? (PyObject **)((char *)object + slot->offset)
+                                          : find_place(slot, object);
 }
 
 static PyObject *get(struct slot *slot, PyObject *object) {
@@ -129,6 +137,20 @@ static Py_ssize_t number(struct slot *slot, PyObject *object) {
 static int add(struct slot *slot, PyObject *object, Py_ssize_t n) {
     Py_ssize_t before = number(slot, object);
     return before < 0 ? -1 : set(slot, object, PyLong_FromSsize_t(before + n));
+}
+
+/* Whether the attribute is this very value, in a slot. */
+static int is(struct slot *slot, PyObject *object, PyObject *value) {
+    PyObject **place = place_of(slot, object);
+    return place != NULL && *place == value;
+}
+
+/* The seconds that the attribute is; -1 with an exception set if it is none. */
+static double time_of(struct slot *slot, PyObject *object) {
+    PyObject *value = get(slot, object);
+    double time = value == NULL ? -1 : PyFloat_AsDouble(value);
+    Py_XDECREF(value);
+    return time;
 }
 
 /* Whether the attribute is True; also if it cannot be said, with an exception set. */
@@ -335,7 +357,8 @@ static PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t coun
     PyObject *session = args[1], *out = args[4], *thread = args[5];
     PyObject *packet, *coroutine = NULL, *value = NULL;
     int threaded = thread != Py_None, stopped = 0;
-    double deadline = PyFloat_AsDouble(args[6]), most = PyFloat_AsDouble(args[7]), before = threaded ? seconds() : 0;
+    double deadline = PyFloat_AsDouble(args[6]), most = PyFloat_AsDouble(args[7]);
+    double before = threaded ? time_of(&since, thread) : 0;
     Py_ssize_t total = 0, replies = 0;
     while (!stopped && (packet = PyIter_Next(args[3])) != NULL) {
         PyObject *handler = PyDict_GetItemWithError(args[2], PyTuple_GET_ITEM(packet, 0));
@@ -379,6 +402,283 @@ static PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t coun
     Py_XDECREF(coroutine);
     Py_XDECREF(value);
     return end;
+}
+
+static struct slot session_of = {.name = "session"}, pool_of = {.name = "_pool"}, lane_of = {.name = "lane"},
+    began = {.name = "began"}, rest_of = {.name = "_rest"}, packets_of = {.name = "_packets"},
+    out_of = {.name = "_out"}, flushed = {.name = "_flushed"}, untold = {.name = "_untold"},
+    handlers_of = {.name = "handlers"}, slow = {.name = "slow"}, calls_of = {.name = "_calls"},
+    queue_of = {.name = "_jobs"}, jobs_of = {.name = "_jobs"}, flush_later = {.name = "_flush_later"};
+
+/* Let the thread begin the job at its time; 1, 0: the lane has taken it back, or -1. */
+static int begin_job(PyObject *thread, PyObject *lane, PyObject *claim, double now) {
+    PyObject *time = PyFloat_FromDouble(now), *out = PyList_New(0);
+    /* behind that list, which may have garbage collected, nothing runs before the claim is ours */
+    int claimed = PyList_GET_SIZE(claim) > 0, failed = 1;
+    PyObject *packets = claimed ? Py_NewRef(PyList_GET_ITEM(claim, 0)) : NULL, *rest = NULL;
+    if (claimed && PyList_SetSlice(claim, 0, 1, NULL) == 0 && time != NULL) {
+        failed = set(&since, thread, Py_NewRef(time)) || set(&began, thread, Py_NewRef(time));
+        failed |= set(&lane_of, thread, Py_NewRef(lane)); /* behind its time, see PoolThread */
+        rest = PyObject_GetIter(packets);
+        failed |= set(&rest_of, thread, Py_XNewRef(rest)) || set(&packets_of, thread, Py_NewRef(packets))
+                  || set(&out_of, thread, Py_XNewRef(out)) || set(&flushed, thread, PyLong_FromLong(0));
+    }
+    Py_XDECREF(time);
+    Py_XDECREF(out);
+    Py_XDECREF(packets);
+    Py_XDECREF(rest);
+    if (!claimed)
+        PyErr_Clear();
+    return claimed ? (failed ? -1 : 1) : 0;
+}
+
+/* What the thread has done of its lane goes to the reactor, see Pool.done; 0, or -1: it does not. */
+static int end_job(PyObject *thread, PyObject *pool, PyObject *jobs, PyObject *lane, PyObject *out,
+                   PyObject *end, double flush_after) {
+    PyObject *replies = PyLong_FromSsize_t(PyLong_AsSsize_t(end) - number(&flushed, thread));
+    PyObject *data = PyList_GET_SIZE(out) == 1 ? Py_NewRef(PyList_GET_ITEM(out, 0))
+                                               : PyObject_CallMethod(no_bytes, "join", "O", out);
+    PyObject *told_of = replies == NULL || data == NULL ? NULL : PyTuple_Pack(3, lane, data, replies);
+    PyObject *call = told_of == NULL ? NULL : PyTuple_Pack(2, done, told_of);
+    PyObject *calls = get(&calls_of, pool), *arguments[] = {calls, call};
+    PyObject *appended = call == NULL || calls == NULL ? NULL : PyObject_Vectorcall(deque_append, arguments, 2, NULL);
+    Py_XDECREF(replies);
+    Py_XDECREF(data);
+    Py_XDECREF(told_of);
+    Py_XDECREF(call);
+    Py_XDECREF(calls);
+    if (appended == NULL)
+        return -1;
+    Py_DECREF(appended);
+    set(&lane_of, thread, Py_NewRef(Py_None));
+    set(&packets_of, thread, Py_NewRef(nothing));
+    set(&out_of, thread, Py_NewRef(nothing));
+    set(&began, thread, PyFloat_FromDouble(0));
+    double now = time_of(&since, thread), since_when = time_of(&untold, thread);
+    int told = (0 < since_when && since_when < now - flush_after) || is(&flush_later, pool, Py_None);
+    if (told)
+        Py_XDECREF(PyObject_CallMethod(pool, "wake_up", NULL));
+    told = told || PySequence_Size(jobs) == 0; /* the thread tells it when it goes to sleep */
+    if (told != (since_when == 0))
+        set(&untold, thread, PyFloat_FromDouble(told ? 0 : now));
+    if (PyErr_Occurred())
+        PyErr_WriteUnraisable(thread); /* the job is done all the same */
+    return 0;
+}
+
+/* Do the job: 1, and *now is the time behind it; 0: Python goes on from *end; -1 with an exception set,
+ * and the thread has its lane. */
+static int do_job(PyObject *thread, PyObject *pool, PyObject *jobs, PyObject *job, double *now,
+                  double flush_after, PyObject *most, PyObject **end) {
+    PyObject *lane = PyTuple_GET_ITEM(job, 0);
+    int begun = begin_job(thread, lane, PyTuple_GET_ITEM(job, 1), *now);
+    if (begun == 0)
+        return 1;
+    PyObject *session = get(&session_of, lane), *handlers = get(&handlers_of, pool), *known = get(&slow, pool);
+    PyObject *rest = get(&rest_of, thread), *out = get(&out_of, thread);
+    PyObject *deadline = PyFloat_FromDouble(*now + flush_after), *found = NULL;
+    if (begun > 0 && !PyErr_Occurred()) {
+        PyObject *arguments[] = {lane, session, handlers, rest, out, thread, deadline, most};
+        found = PyObject_IsTrue(known) ? Py_BuildValue("(iOOO)", 0, Py_None, Py_None, Py_None)
+                                       : answer(NULL, arguments, 8);
+    }
+    int ended = -1;
+    if (found != NULL && !PyLong_CheckExact(found))
+        *end = Py_NewRef(found), ended = 0;
+    else if (found != NULL && end_job(thread, pool, jobs, lane, out, found, flush_after) == 0)
+        *now = time_of(&since, thread), ended = 1;
+    if (ended < 0)
+        set(&lane_of, thread, Py_NewRef(lane));
+    Py_XDECREF(session);
+    Py_XDECREF(handlers);
+    Py_XDECREF(known);
+    Py_XDECREF(rest);
+    Py_XDECREF(out);
+    Py_XDECREF(deadline);
+    Py_XDECREF(found);
+    return ended;
+}
+
+/* Take the next job, if there is one and it is one of packets; 1, 0, or -1. */
+static int next_job(PyObject *jobs, PyObject **job) {
+    if (PySequence_Size(jobs) <= 0)
+        return 0;
+    PyObject *next = PySequence_GetItem(jobs, 0);
+    int of_packets = next != NULL && PyTuple_CheckExact(next);
+    Py_XDECREF(next);
+    if (!of_packets)
+        return next == NULL ? -1 : 0;
+    Py_XSETREF(*job, PyObject_CallOneArg(deque_popleft, jobs));
+    return *job == NULL ? -1 : 1;
+}
+
+/* do_jobs(thread, job, flush_after, most) -> None, or what answer has returned where Python goes on */
+static PyObject *do_jobs(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    if (count != 4 || !PyTuple_CheckExact(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "do_jobs(thread, job: tuple, flush_after: float, most: float)");
+        return NULL;
+    }
+    PyObject *thread = args[0], *job = Py_NewRef(args[1]), *end = NULL;
+    PyObject *pool = get(&pool_of, thread), *queue = pool == NULL ? NULL : get(&queue_of, pool);
+    PyObject *jobs = queue == NULL ? NULL : get(&jobs_of, queue);
+    double flush_after = PyFloat_AsDouble(args[2]), now = seconds();
+    int going = !PyErr_Occurred();
+    for (int n = 0; going > 0 && n < EVENTS; n++) { /* args[1] is not to be kept for long */
+        going = do_job(thread, pool, jobs, job, &now, flush_after, args[3], &end);
+        if (going > 0)
+            going = n + 1 < EVENTS ? next_job(jobs, &job) : 0;
+    }
+    Py_XDECREF(job);
+    Py_XDECREF(pool);
+    Py_XDECREF(queue);
+    Py_XDECREF(jobs);
+    return end != NULL ? end : PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
+static struct slot answered = {.name = "_answered"}, outbox = {.name = "_outbox"}, silent = {.name = "_silent"},
+    pending = {.name = "_pending"}, hold = {.name = "_hold"}, ending = {.name = "_ending"},
+    paused = {.name = "_paused"}, busy = {.name = "_busy"}, peer_of = {.name = "_peer"},
+    transport_of = {.name = "transport"}, corked = {.name = "_corked"}, written = {.name = "_written"},
+    tls = {.name = "TLS"}, connected = {.name = "connected"}, no_writes = {.name = "_writeDisconnected"},
+    corks = {.name = "_flush_later"}, unfinished = {.name = "unfinished"};
+
+/* Where the transport of a lane is that has nothing to do but to send the reply of its job; or NULL. */
+static PyObject *plain_transport(PyObject *lane, Py_ssize_t length) {
+    PyObject **peer = place_of(&peer_of, lane);
+    if (!is(&answered, lane, Py_None) || !is(&outbox, lane, Py_None) || !is(&silent, lane, Py_False)
+        || !is(&pending, lane, Py_None) || !is(&hold, lane, Py_None) || !is(&ending, lane, Py_False)
+        || !is(&paused, lane, Py_False) || peer == NULL || *peer == NULL || length > CHUNK)
+        return NULL;
+    PyObject **transport = place_of(&transport_of, *peer);
+    if (transport == NULL || *transport == NULL || !is(&corked, *transport, Py_None)
+        || !is(&tls, *transport, Py_False) || !is(&no_writes, *transport, Py_False))
+        return NULL;
+    PyObject **open = place_of(&connected, *transport), **later = place_of(&corks, *transport);
+    return open != NULL && *open != NULL && PyObject_IsTrue(*open) == 1 && later != NULL && *later != NULL
+           && *later != Py_None ? *transport : NULL;
+}
+
+/* Settle what comes first of the calls, if it is a plain job; whether it was. */
+static int settle_first(PyObject *calls, PyObject **chunks) {
+    if (*chunks == NULL && (*chunks = Py_BuildValue("[O]", Py_None)) == NULL)
+        return 0; /* what that has garbage collected runs before we look */
+    PyObject *call = PySequence_Size(calls) > 0 ? PySequence_GetItem(calls, 0) : NULL;
+    if (call == NULL || !PyTuple_CheckExact(call) || PyTuple_GET_ITEM(call, 0) != done) {
+        Py_XDECREF(call);
+        return 0;
+    }
+    PyObject *about = PyTuple_GET_ITEM(call, 1), *lane = PyTuple_GET_ITEM(about, 0), *data = PyTuple_GET_ITEM(about, 1);
+    PyObject *session = get(&session_of, lane);
+    Py_ssize_t length = PyBytes_GET_SIZE(data), count = PyLong_AsSsize_t(PyTuple_GET_ITEM(about, 2));
+    PyObject *transport = session == NULL ? NULL : plain_transport(lane, length);
+    int settled = 0;
+    if (transport != NULL) {
+        PyObject *packets = PyLong_FromSsize_t(number(&packets_out, session) + count);
+        PyObject *bytes = PyLong_FromSsize_t(number(&bytes_out, session) + length);
+        PyObject *size = PyLong_FromSsize_t(length), *first = NULL;
+        if (packets != NULL && bytes != NULL && size != NULL && !PyErr_Occurred()) {
+            PyObject *later = length ? PyObject_CallOneArg(*place_of(&corks, transport), transport)
+                                     : Py_NewRef(Py_None);
+            first = later == NULL ? NULL : PyObject_CallOneArg(deque_popleft, calls);
+            Py_XDECREF(later);
+        }
+        settled = first != NULL;
+        if (settled) {
+            set(&packets_out, session, Py_NewRef(packets));
+            set(&bytes_out, session, Py_NewRef(bytes));
+            set(&busy, lane, Py_NewRef(Py_False));
+        }
+        if (settled && length) {
+            PyList_SetItem(*chunks, 0, Py_NewRef(data));
+            set(&corked, transport, *chunks);
+            set(&written, transport, Py_NewRef(size));
+            *chunks = NULL;
+        }
+        Py_XDECREF(packets);
+        Py_XDECREF(bytes);
+        Py_XDECREF(size);
+        Py_XDECREF(first);
+    }
+    Py_XDECREF(session);
+    Py_DECREF(call);
+    return settled;
+}
+
+/* done(lane, data, count): lane.done(data, count), for what settle leaves */
+static PyObject *call_done(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "done(lane, data: bytes, count: int)");
+        return NULL;
+    }
+    return PyObject_CallMethod(args[0], "done", "OO", args[1], args[2]);
+}
+
+/* settle(pool, calls, most) -> how many plain jobs came first of the calls, which are settled as by Lane.done */
+static PyObject *settle(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    Py_ssize_t most = count == 3 ? PyLong_AsSsize_t(args[2]) : -1, settled = 0;
+    if (most < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "settle(pool, calls: deque, most: int)");
+        return NULL;
+    }
+    PyObject *chunks = NULL;
+    while (settled < most && settle_first(args[1], &chunks))
+        settled++;
+    Py_XDECREF(chunks);
+    PyErr_Clear(); /* the caller will meet it again */
+    return add(&unfinished, args[0], -settled) < 0 ? NULL : PyLong_FromSsize_t(settled);
+}
+
+static struct slot dispatch_of = {.name = "_dispatch"}, threaded_of = {.name = "threaded"},
+    its_pool = {.name = "pool"}, gathered = {.name = "_gathered"}, looking = {.name = "_looking"},
+    limit = {.name = "limit"}, job_of = {.name = "_job"};
+
+/* Whether the handlers of all these packets run in threads. */
+static int all_threaded(PyObject *packets, PyObject *threaded) {
+    PyObject *last = NULL;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(packets); i++) {
+        PyObject *code = PyTuple_GET_ITEM(PyList_GET_ITEM(packets, i), 0);
+        if (code != last && PySet_Contains(threaded, code) != 1)
+            return 0;
+        last = code;
+    }
+    return 1;
+}
+
+/* submit(lane, packets) -> whether the pool has all of them: see Lane.submit, which does what is unusual */
+static PyObject *submit(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    if (count != 2 || !PyList_CheckExact(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "submit(lane, packets: list)");
+        return NULL;
+    }
+    PyObject *lane = args[0], *dispatch = get(&dispatch_of, lane), *claim = PyList_New(1), *job = NULL;
+    if (claim != NULL)
+        PyList_SET_ITEM(claim, 0, Py_NewRef(args[1]));
+    PyObject *threaded = dispatch == NULL ? NULL : get(&threaded_of, dispatch);
+    PyObject *pool = dispatch == NULL ? NULL : get(&its_pool, dispatch);
+    PyObject *others = pool == NULL ? NULL : get(&gathered, pool);
+    int submitted = 0;
+    if (claim != NULL && threaded != NULL && others != NULL && PyList_CheckExact(others)
+        && (PyList_GET_SIZE(others) || is(&looking, pool, Py_True)) && all_threaded(args[1], threaded)
+        && number(&unfinished, pool) < number(&limit, pool)) {
+        job = PyTuple_Pack(2, lane, claim);
+        submitted = job != NULL && add(&unfinished, pool, 1) == 0 && PyList_Append(others, job) == 0;
+        if (submitted) {
+            set(&job_of, lane, Py_NewRef(claim));
+            set(&busy, lane, Py_NewRef(Py_True));
+        }
+    }
+    Py_XDECREF(dispatch);
+    Py_XDECREF(claim);
+    Py_XDECREF(threaded);
+    Py_XDECREF(pool);
+    Py_XDECREF(others);
+    Py_XDECREF(job);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(submitted);
 }
 
 static struct slot chunks = {.name = "_chunks"}, need = {.name = "_need"}, closed = {.name = "closed"},
@@ -550,6 +850,14 @@ static PyMethodDef methods[] = {
      "The header of the packet that carries body under code."},
     {"answer", (PyCFunction)(void (*)(void))answer, METH_FASTCALL,
      "Call the handlers of the packets that rest has and append their replies to out."},
+    {"do_jobs", (PyCFunction)(void (*)(void))do_jobs, METH_FASTCALL,
+     "Do a job and those behind it, as far as nothing unusual comes up."},
+    {"done", (PyCFunction)(void (*)(void))call_done, METH_FASTCALL,
+     "Tell a lane that its job is done."},
+    {"settle", (PyCFunction)(void (*)(void))settle, METH_FASTCALL,
+     "Settle the plain jobs that come first of the calls."},
+    {"submit", (PyCFunction)(void (*)(void))submit, METH_FASTCALL,
+     "Submit all packets as a job, if that is plain."},
     {"feed_from", (PyCFunction)(void (*)(void))feed_from, METH_FASTCALL,
      "Receive at most 64 KiB and feed them to the decoder; return the packets, None at the end."},
     {"poll", (PyCFunction)(void (*)(void))poll_events, METH_FASTCALL,
@@ -571,9 +879,20 @@ PyMODINIT_FUNC PyInit__native(void) {
     no_bytes = PyBytes_FromStringAndSize(NULL, 0);
     zlib_crc32 = imported("ccserver.core.checksum", "crc32");
     packet_too_long = imported("ccserver.errors", "PacketTooLong");
-    if (no_bytes != NULL && zlib_crc32 != NULL && packet_too_long != NULL)
+    nothing = PyList_New(0);
+    PyObject *deque = imported("collections", "deque");
+    deque_append = deque == NULL ? NULL : PyObject_GetAttrString(deque, "append");
+    deque_popleft = deque == NULL ? NULL : PyObject_GetAttrString(deque, "popleft");
+    Py_XDECREF(deque);
+    if (no_bytes != NULL && zlib_crc32 != NULL && packet_too_long != NULL && nothing != NULL && deque_append != NULL
+        && deque_popleft != NULL)
         module = PyModule_Create(&definition);
-    if (module == NULL) {
+    done = module == NULL ? NULL : PyObject_GetAttrString(module, "done");
+    if (done == NULL) {
+        Py_CLEAR(module);
+        Py_CLEAR(nothing);
+        Py_CLEAR(deque_append);
+        Py_CLEAR(deque_popleft);
         Py_CLEAR(no_bytes);
         Py_CLEAR(zlib_crc32);
         Py_CLEAR(packet_too_long);

@@ -36,12 +36,12 @@ BYTECODES = {
     "async 1x1, reactor": (344.0, 672.0),
     "async 64x1, reactor": (230.8, 563.7),
     "async 64x64, reactor": (5.575, 177.1),
-    "def 1x1, reactor": (841.0, 992.0),
-    "def 1x1, thread": (278.0, 473.0),
-    "def 64x1, reactor": (368.5, 529.3),
-    "def 64x1, thread": (221.9, 416.9),
-    "def 64x64, reactor": (16.59, 76.19),
-    "def 64x64, thread": (5.452, 131.5),
+    "def 1x1, reactor": (735.0, 1007.0),
+    "def 1x1, thread": (137.0, 478.0),
+    "def 64x1, reactor": (164.1, 531.5),
+    "def 64x1, thread": (4.110, 421.9),
+    "def 64x64, reactor": (2.733, 76.23),
+    "def 64x64, thread": (2.033, 131.6),
 }
 """Instructions of the interpreter: with the compiled part, without it."""
 
@@ -49,9 +49,9 @@ ALLOCATIONS = {
     "async 1x1": (21.0, 28.0),
     "async 64x1": (12.25, 19.25),
     "async 64x64": (3.363, 10.18),
-    "def 1x1": (57.0, 72.0),
-    "def 64x1": (19.55, 34.08),
-    "def 64x64": (3.118, 9.098),
+    "def 1x1": (54.0, 72.0),
+    "def 64x1": (14.58, 34.08),
+    "def 64x64": (3.056, 9.098),
 }
 """Calls of malloc, calloc and realloc: with the compiled part, without it."""
 
@@ -68,8 +68,8 @@ SYSTEM_CALLS = {
 INSTRUCTIONS = {
     "async 64x1": (14070, 28950),
     "async 64x64": (2660, 9440),
-    "def 64x1": (31790, 53410),
-    "def 64x64": (3300, 11130),
+    "def 64x1": (16620, 53410),
+    "def 64x64": (2700, 11130),
 }
 """Of an x86-64 processor: with the compiled part, without it."""
 

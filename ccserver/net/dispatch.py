@@ -56,6 +56,8 @@ class Dispatch:
 
     log = Logger()
 
+    __slots__ = ("__dict__", "pool", "threaded")
+
     def __init__(
         self,
         app: App,

@@ -62,6 +62,9 @@ class DirectServer(tcp.Server):
     the flush are inherited; TLS takes the stock path.
     """
 
+    # what every reply looks at, in slots for the compiled part
+    __slots__ = ("TLS", "_corked", "_flush_later", "_writeDisconnected", "_written", "connected")
+
     protocol: Any
     _at_end = False
     _tempDataBuffer: list[bytes]
@@ -77,6 +80,7 @@ class DirectServer(tcp.Server):
     def __init__(self, *arguments: Any) -> None:
         # what every packet looks at: 15 ns in the instance, 45 ns in a base class
         self.TLS = False
+        self.connected = 0
         self.dataBuffer = b""
         self._writeDisconnected = False
         self._corked: list[bytes] | None = None
