@@ -6,8 +6,9 @@ setup(
     ext_modules=[
         Extension(
             "ccserver._native",
-            ["ccserver/_native.c"],
-            extra_compile_args=["-O2", "-Wall", "-Wextra"],
+            [f"compiled/{name}.c" for name in ("framing", "handlers", "threads", "turn", "module")],
+            depends=["compiled/ccserver.h"],
+            extra_compile_args=["-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
             optional=True,
         )
     ]

@@ -33,25 +33,25 @@ INSTRUCTION_LEEWAY = LEEWAY + 0.03
 """The C compiler has its part in them."""
 
 BYTECODES = {
-    "async 1x1, reactor": (344.0, 672.0),
-    "async 64x1, reactor": (230.8, 563.7),
-    "async 64x64, reactor": (5.575, 177.1),
-    "def 1x1, reactor": (841.0, 992.0),
-    "def 1x1, thread": (278.0, 473.0),
-    "def 64x1, reactor": (368.5, 529.3),
-    "def 64x1, thread": (221.9, 416.9),
-    "def 64x64, reactor": (16.59, 76.19),
-    "def 64x64, thread": (5.452, 131.5),
+    "async 1x1, reactor": (111.0, 672.0),
+    "async 64x1, reactor": (3.704, 563.7),
+    "async 64x64, reactor": (2.027, 177.1),
+    "def 1x1, reactor": (669.0, 1007.0),
+    "def 1x1, thread": (137.0, 478.0),
+    "def 64x1, reactor": (10.46, 531.5),
+    "def 64x1, thread": (4.110, 421.9),
+    "def 64x64, reactor": (0.3331, 76.23),
+    "def 64x64, thread": (2.033, 131.6),
 }
 """Instructions of the interpreter: with the compiled part, without it."""
 
 ALLOCATIONS = {
-    "async 1x1": (21.0, 28.0),
-    "async 64x1": (12.25, 19.25),
-    "async 64x64": (3.363, 10.18),
-    "def 1x1": (57.0, 72.0),
-    "def 64x1": (19.55, 34.08),
-    "def 64x64": (3.118, 9.098),
+    "async 1x1": (17.0, 28.0),
+    "async 64x1": (10.22, 19.25),
+    "async 64x64": (3.333, 10.18),
+    "def 1x1": (56.0, 72.0),
+    "def 64x1": (12.19, 34.08),
+    "def 64x64": (3.007, 9.098),
 }
 """Calls of malloc, calloc and realloc: with the compiled part, without it."""
 
@@ -66,10 +66,10 @@ SYSTEM_CALLS = {
 """Receive and send, and once a turn epoll_wait; for threads it and the eventfd twice. No leeway."""
 
 INSTRUCTIONS = {
-    "async 64x1": (14070, 28950),
-    "async 64x64": (2660, 9440),
-    "def 64x1": (31790, 53410),
-    "def 64x64": (3300, 11130),
+    "async 64x1": (6584, 28950),
+    "async 64x64": (2497, 9440),
+    "def 64x1": (10870, 53410),
+    "def 64x64": (2536, 11130),
 }
 """Of an x86-64 processor: with the compiled part, without it."""
 

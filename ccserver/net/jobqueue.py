@@ -37,6 +37,8 @@ class JobQueue(Generic[T]):
     is about to hold a thread with one, says when it pays. May be used from any thread.
     """
 
+    __slots__ = ("_asleep", "_jobs")
+
     def __init__(self) -> None:
         self._jobs: deque[T] = deque()
         self._asleep: deque[int] = deque()  # the eventfds of those that sleep

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ccserver.app import Handler
 from ccserver.core.framing import HEADER_LENGTH, LENGTH_LIMIT, Packet, cut, header
 from ccserver.errors import ProtocolError, SessionClosed
-from ccserver.net.begun import answer
+from ccserver.native import native
 from ccserver.net.reply import OUTPUT_MARK, reply_body
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ Claim = list[list[Packet]]
 Job = tuple["Lane", Claim] | Callable[[], None] | None
 """What the pool's threads take: packets of a lane, a function, or None to end."""
 
+Call = tuple[Callable[..., None], tuple[Any, ...]]
+"""A function that the reactor is to call, and with what."""
+
+do_jobs: Callable[..., Any] | None = native.do_jobs if native else None
+"""Does what L{PoolThread} does for a job and many behind it, as far as nothing unusual comes up."""
 
 NOTHING: list[Any] = []
 
@@ -91,11 +96,12 @@ class PoolThread(Thread):
         while (job := take(eventfd)) is not None:
             if isinstance(job, tuple):
                 try:
-                    self._do(*job)
+                    self._do(job)
                 except BaseException:  # no memory; the lane must not wait for ever
-                    self.lane = None
+                    lane, self.lane = self.lane or job[0], None
+                    self.began = 0.0
                     self._pool.log.failure("a job of the pool has failed")
-                    self._pool.call(job[0].finished, b"", 0, [], 1, [])
+                    self._pool.call(lane.finished, b"", 0, [], 1, [])
             else:
                 self._expects_to_wait = True
                 self._pool.prepare_to_wait()
@@ -140,32 +146,24 @@ class PoolThread(Thread):
             self._flushed += count
             self._pool.call(self.lane.replied, data, count)
 
-    def _do(self, lane: Lane, claim: Claim) -> None:
-        try:
-            packets = claim.pop()
-        except IndexError:
-            return  # the lane has taken it back
-        rest = self._rest = iter(packets)
-        self._packets = packets
-        out: list[bytes] = []
-        self._out = out
-        self._flushed = 0
-        self.since = self.began = began = perf_counter()
-        self.lane = lane  # behind its time: who looks at the lane first, sees no older one
+    def _do(self, job: tuple[Lane, Claim]) -> None:
+        """Do C{job}; the compiled part does many that come behind it, too."""
         end: Any = (0, None, None, None)
-        if answer is not None and not self._pool.slow:
-            deadline = began + FLUSH_AFTER
-            end = answer(lane, lane.session, self._pool.handlers, rest, out, self, deadline, LONG)
-        call: Callable[..., None] = lane.done
-        if end.__class__ is int:
-            data = out[0] if len(out) == 1 else b"".join(out)
-            results: tuple[Any, ...] = (data, end - self._flushed)
+        if do_jobs is not None:
+            end = do_jobs(self, job, FLUSH_AFTER, LONG)
+            if end is None:
+                return
         else:
-            results = self._go_on(lane, rest, *end)
-            if any(results[2:]):
-                call = lane.finished
-            else:
-                results = results[:2]
+            self._begin(*job)
+        lane = self.lane
+        if lane is None:
+            return  # it has taken the job back
+        call: Callable[..., None] = lane.done
+        results = self._go_on(lane, self._rest, *end)
+        if any(results[2:]):
+            call = lane.finished
+        else:
+            results = results[:2]
         self.lane = None
         self._packets = self._out = NOTHING
         self.began = 0.0
@@ -175,6 +173,20 @@ class PoolThread(Thread):
             self._untold = 0.0
         elif not self._untold:
             self._untold = now
+
+    def _begin(self, lane: Lane, claim: Claim) -> None:
+        """Begin a job, if its lane has not taken it back."""
+        now = perf_counter()
+        try:
+            packets = claim.pop()
+        except IndexError:
+            return
+        self.since = self.began = now
+        self.lane = lane  # behind its time: who looks at the lane first, sees no older one
+        self._rest = iter(packets)
+        self._packets = packets
+        self._out = []
+        self._flushed = 0
 
     def _go_on(
         self,

@@ -17,8 +17,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ccserver.app import Handler
+from ccserver.native import native
 from ccserver.net.jobqueue import NOBODY, JobQueue
-from ccserver.net.jobs import Claim, Job, PoolThread
+from ccserver.net.jobs import Call, Claim, Job, PoolThread
 
 if TYPE_CHECKING:
     from ccserver.net.lane import Lane
@@ -31,6 +32,9 @@ GROWTH = 2
 
 LOOK = 0.001
 """Seconds between two looks at whether the threads that are awake get on with what waits."""
+
+settle: Callable[..., int] | None = native.settle if native else None
+"""Does what L{Lane.done} does for jobs that come first of the calls, as far as that is plain."""
 
 
 @implementer(IReadDescriptor)
@@ -50,6 +54,21 @@ class Pool:
 
     log = Logger()
 
+    # what every job looks at, in slots for the compiled part
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_calls",
+        "_flush_later",
+        "_gathered",
+        "_jobs",
+        "_looking",
+        "handlers",
+        "limit",
+        "slow",
+        "unfinished",
+    )
+
     def __init__(
         self, reactor: Any, size: int, handler_timeout: float = 0.0, room: int = 10_000
     ) -> None:
@@ -64,7 +83,7 @@ class Pool:
         self._started = 0
         self._leaving = 0  # threads that are to end when they come to it
         self._stuck: set[Lane] = set()
-        self._calls: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._calls: deque[Call] = deque()
         self._woken = False
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         # not before the last thread that may call has let go of us: it must not hit another file
@@ -129,7 +148,7 @@ class Pool:
         self._woken = True
         return self._eventfd
 
-    def done(self, call: tuple[Callable[..., None], tuple[Any, ...]], late: bool) -> bool:
+    def done(self, call: Call, late: bool) -> bool:
         """Let the reactor make C{call}, at the latest when no job waits any more; from a thread.
 
         @param late: at once.
@@ -309,7 +328,20 @@ class Pool:
         """Do what threads have called for so far."""
         self._woken = False  # before the work: a call that comes now wakes us again
         calls = self._calls
-        for _ in range(len(calls)):
+        left = len(calls)
+        if settle is None:
+            self._make(left)
+            return
+        while left > 0 and calls:  # there may be none because one of them has worked off the rest
+            left -= settle(self, calls, left)
+            if left > 0:
+                self._make(1)
+                left -= 1
+
+    def _make(self, count: int) -> None:
+        """Make the next C{count} calls."""
+        calls = self._calls
+        for _ in range(count):
             if not calls:
                 return  # one of them has worked off the rest
             function, args = calls.popleft()

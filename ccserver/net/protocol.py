@@ -38,6 +38,8 @@ FINAL_READS = 4
 class PacketProtocol(Protocol):
     """One connection of the worker."""
 
+    __slots__ = ("transport",)  # for the compiled part
+
     factory: PacketFactory
     transport: Any
     session: Session
@@ -59,6 +61,7 @@ class PacketProtocol(Protocol):
 
     def __init__(self, factory: PacketFactory, peer: str) -> None:
         self.factory = factory
+        self.transport = None
         self._peer = peer
 
     def connectionMade(self) -> None:

@@ -52,7 +52,7 @@ class TurnTests(SynchronousTestCase):
         self.now = 100.0
         for module in (jobs, pool):
             self.patch(module, "perf_counter", lambda: self.now)
-        self.patch(jobs, "answer", None)  # it has a clock of its own
+        self.patch(jobs, "do_jobs", None)  # it has a clock of its own
         self.patch(support, "FakeReactor", TurnReactor)
         self.gate = Gate(self)
         self.threads: set[int] = set()

@@ -1,0 +1,250 @@
+/* Bytes into packets and back: see core/framing.py. */
+#include "ccserver.h"
+#include <errno.h>
+#include <sys/socket.h>
+
+static uint32_t crc_table[8][256];
+static PyObject *zlib_crc32; /* for longer bodies: it knows the processor better */
+static PyObject *packet_too_long;
+static _Thread_local char buffer[CHUNK + LONGEST]; /* of what is received */
+
+static void make_crc_table(void) {
+    for (uint32_t n = 0; n < 256; n++) {
+        uint32_t c = n;
+        for (int k = 0; k < 8; k++)
+            c = c & 1 ? 0xEDB88320u ^ (c >> 1) : c >> 1;
+        crc_table[0][n] = c;
+    }
+    for (uint32_t n = 0; n < 256; n++)
+        for (int k = 1; k < 8; k++)
+            crc_table[k][n] = crc_table[0][crc_table[k - 1][n] & 0xFF] ^ (crc_table[k - 1][n] >> 8);
+}
+
+/* zlib's CRC-32, eight bytes at a time. */
+static uint32_t small_crc(const unsigned char *p, Py_ssize_t n) {
+    uint32_t c = 0xFFFFFFFFu;
+    for (; n >= 8; n -= 8, p += 8) {
+        c ^= (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+        c = crc_table[7][c & 0xFF] ^ crc_table[6][(c >> 8) & 0xFF] ^ crc_table[5][(c >> 16) & 0xFF]
+            ^ crc_table[4][c >> 24] ^ crc_table[3][p[4]] ^ crc_table[2][p[5]]
+            ^ crc_table[1][p[6]] ^ crc_table[0][p[7]];
+    }
+    for (; n > 0; n--, p++)
+        c = crc_table[0][(c ^ *p) & 0xFF] ^ (c >> 8);
+    return c ^ 0xFFFFFFFFu;
+}
+
+/* The CRC-32 of a bytes object; 0, or -1 with an exception set. */
+static int crc_of(PyObject *body, uint32_t *crc) {
+    Py_ssize_t n = PyBytes_GET_SIZE(body);
+    if (n <= SMALL) {
+        *crc = small_crc((const unsigned char *)PyBytes_AS_STRING(body), n);
+        return 0;
+    }
+    PyObject *value = PyObject_CallOneArg(zlib_crc32, body);
+    if (value == NULL)
+        return -1;
+    *crc = (uint32_t)PyLong_AsUnsignedLongMask(value);
+    Py_DECREF(value);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static void put16(unsigned char *p, uint32_t v) {
+    p[0] = (unsigned char)(v >> 8);
+    p[1] = (unsigned char)v;
+}
+
+static uint32_t get32(const unsigned char *p) {
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+
+/* Append the good packets of so many bytes to the list; where that stopped, or -1. */
+static Py_ssize_t cut_bytes(const unsigned char *data, Py_ssize_t start, Py_ssize_t size,
+                            Py_ssize_t longest, PyObject *packets) {
+    Py_ssize_t before = PyList_GET_SIZE(packets);
+    while (size - start >= HEADER) {
+        const unsigned char *p = data + start;
+        Py_ssize_t length = (Py_ssize_t)p[0] << 8 | p[1];
+        if (length < HEADER || length > longest || length > size - start)
+            break;
+        PyObject *body = PyBytes_FromStringAndSize((const char *)p + HEADER, length - HEADER);
+        if (body == NULL)
+            goto failed;
+        uint32_t crc;
+        if (crc_of(body, &crc) < 0) {
+            Py_DECREF(body);
+            goto failed;
+        }
+        if (crc != get32(p + 4)) {
+            Py_DECREF(body);
+            break;
+        }
+        PyObject *code = PyLong_FromLong((long)p[2] << 8 | p[3]);
+        PyObject *packet = code == NULL ? NULL : PyTuple_New(2);
+        if (packet == NULL) {
+            Py_XDECREF(code);
+            Py_DECREF(body);
+            goto failed;
+        }
+        PyTuple_SET_ITEM(packet, 0, code);
+        PyTuple_SET_ITEM(packet, 1, body);
+        int lost = PyList_Append(packets, packet);
+        Py_DECREF(packet);
+        if (lost)
+            goto failed;
+        start += length;
+    }
+    return start;
+
+failed: /* what was appended goes again, for the caller does not learn where it stopped */
+    PyList_SetSlice(packets, before, PyList_GET_SIZE(packets), NULL);
+    return -1;
+}
+
+/* cut(data, start, max_length, packets) -> stop */
+PyObject *cut(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    if (count != 4 || !PyBytes_CheckExact(args[0]) || !PyList_CheckExact(args[3])) {
+        PyErr_SetString(PyExc_TypeError, "cut(data: bytes, start: int, max_length: int, packets: list)");
+        return NULL;
+    }
+    Py_ssize_t start = PyLong_AsSsize_t(args[1]), longest = PyLong_AsSsize_t(args[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (start < 0) {
+        PyErr_SetString(PyExc_ValueError, "start is negative");
+        return NULL;
+    }
+    start = cut_bytes((const unsigned char *)PyBytes_AS_STRING(args[0]), start,
+                      PyBytes_GET_SIZE(args[0]), longest, args[3]);
+    return start < 0 ? NULL : PyLong_FromSsize_t(start);
+}
+
+/* Write the header of the packet that carries body under code; 0, or -1 with an exception set. */
+static int make_header(PyObject *code_object, PyObject *body, unsigned char *h) {
+    if (!PyLong_Check(code_object) || !PyBytes_Check(body)) {
+        PyErr_SetString(PyExc_TypeError, "a packet is an int and bytes");
+        return -1;
+    }
+    Py_ssize_t length = HEADER + PyBytes_GET_SIZE(body);
+    if (length > LONGEST) {
+        PyErr_Format(packet_too_long, "a body of %zd bytes does not fit into a packet of %d",
+                     length - HEADER, LONGEST);
+        return -1;
+    }
+    long code = PyLong_AsLong(code_object);
+    if (code < 0 || code > 0xFFFF) {
+        if (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_OverflowError))
+            PyErr_Format(PyExc_ValueError, "%S is no message code", code_object);
+        return -1;
+    }
+    uint32_t crc;
+    if (crc_of(body, &crc) < 0)
+        return -1;
+    put16(h, (uint32_t)length);
+    put16(h + 2, (uint32_t)code);
+    put16(h + 4, crc >> 16);
+    put16(h + 6, crc);
+    return 0;
+}
+
+/* header(code, body) -> bytes */
+PyObject *header(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    unsigned char h[HEADER];
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "header(code: int, body: bytes)");
+        return NULL;
+    }
+    if (make_header(args[0], args[1], h) < 0)
+        return NULL;
+    return PyBytes_FromStringAndSize((const char *)h, HEADER);
+}
+
+/* Append the packet that carries body under code to out, as a whole or in two; its length, or -1. */
+Py_ssize_t append(PyObject *out, PyObject *code, PyObject *body) {
+    unsigned char h[HEADER];
+    if (make_header(code, body, h) < 0)
+        return -1;
+    Py_ssize_t n = PyBytes_GET_SIZE(body), copied = n <= WHOLE ? n : 0;
+    PyObject *piece = PyBytes_FromStringAndSize(NULL, HEADER + copied);
+    if (piece == NULL)
+        return -1;
+    memcpy(PyBytes_AS_STRING(piece), h, HEADER);
+    memcpy(PyBytes_AS_STRING(piece) + HEADER, PyBytes_AS_STRING(body), (size_t)copied);
+    int failed = PyList_Append(out, piece) || (copied < n && PyList_Append(out, body));
+    Py_DECREF(piece);
+    return failed ? -1 : HEADER + n;
+}
+
+static struct slot chunks = {.name = "_chunks"}, need = {.name = "_need"}, closed = {.name = "closed"},
+    max_length = {.name = "_max_length"}, bytes_in = {.name = "bytes"},
+    packets_in = {.name = "packets"}, little = {.name = "little"};
+
+/* Put what is known of an incomplete packet into the buffer; how many bytes, or -1. */
+static Py_ssize_t begin(PyObject *decoder) {
+    PyObject *pieces = get(&chunks, decoder);
+    Py_ssize_t have = 0;
+    for (Py_ssize_t i = 0; pieces != NULL && pieces != Py_None && i < PyList_GET_SIZE(pieces); i++) {
+        PyObject *piece = PyList_GET_ITEM(pieces, i);
+        memcpy(buffer + have, PyBytes_AS_STRING(piece), (size_t)PyBytes_GET_SIZE(piece));
+        have += PyBytes_GET_SIZE(piece);
+    }
+    Py_XDECREF(pieces);
+    return pieces == NULL ? -1 : have;
+}
+
+/* Feed the decoder what can be received: the packets, None at the end of the stream, or NULL. */
+PyObject *receive(int fd, PyObject *decoder) {
+    Py_ssize_t have = begin(decoder), longest = number(&max_length, decoder), wanted = number(&need, decoder);
+    if (PyErr_Occurred())
+        return NULL;
+    ssize_t n;
+    do {
+        n = recv(fd, buffer + have, CHUNK, MSG_DONTWAIT);
+    } while (n < 0 && errno == EINTR);
+    if (n <= 0)
+        return n < 0 ? PyErr_SetFromErrno(PyExc_OSError) : Py_NewRef(Py_None);
+    Py_ssize_t size = have + n;
+    if ((have && size < wanted) || holds(&closed, decoder))
+        return PyErr_Occurred() ? NULL : PyObject_CallMethod(decoder, "feed", "y#", buffer + have, n);
+    PyObject *packets = PyList_New(0);
+    if (packets == NULL || (have && set(&chunks, decoder, Py_NewRef(Py_None)) < 0))
+        goto failed;
+    Py_ssize_t start = cut_bytes((const unsigned char *)buffer, 0, size, longest, packets);
+    if (start < 0 || add(&bytes_in, decoder, n) < 0)
+        goto failed;
+    if (start < size) {
+        PyObject *seen = PyObject_CallMethod(decoder, "_examine", "y#iOi", buffer + start, size - start,
+                                             0, packets, have && !start);
+        if (seen == NULL)
+            goto failed;
+        Py_DECREF(seen);
+    }
+    Py_ssize_t count = PyList_GET_SIZE(packets);
+    if (add(&packets_in, decoder, count) == 0 && (count || set(&little, decoder, PyLong_FromSsize_t(n)) == 0))
+        return packets;
+failed:
+    Py_XDECREF(packets);
+    return NULL;
+}
+
+/* feed_from(socket, decoder) -> packets, or None at the end of the stream; raises OSError */
+PyObject *feed_from(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    int fd = count == 2 ? PyObject_AsFileDescriptor(args[0]) : -1;
+    if (fd < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "feed_from(socket, decoder)");
+        return NULL;
+    }
+    return receive(fd, args[1]);
+}
+
+/* What the others here need, at the import; 0, or -1. */
+int prepare_framing(void) {
+    make_crc_table();
+    zlib_crc32 = imported("ccserver.core.checksum", "crc32");
+    packet_too_long = imported("ccserver.errors", "PacketTooLong");
+    return zlib_crc32 == NULL || packet_too_long == NULL ? -1 : 0;
+}

@@ -1,0 +1,98 @@
+/* Packets to handlers, and their replies: see net/dispatch.py and net/jobs.py. */
+#include "ccserver.h"
+
+static struct slot halted = {.name = "halted"}, in_thread = {.name = "in_thread"},
+    decode = {.name = "decode"}, function = {.name = "function"}, since = {.name = "since"},
+    packets_out = {.name = "packets_out"}, bytes_out = {.name = "bytes_out"};
+
+/* What a handler returns for a packet: a new reference, or NULL with an exception set; or NULL
+ * with none, and *coroutine waits for *value. */
+static PyObject *call(PyObject *handler, PyObject *session, PyObject *packet, int threaded,
+                      PyObject **coroutine, PyObject **value) {
+    PyObject *made = NULL, *reply = NULL, *request = Py_NewRef(PyTuple_GET_ITEM(packet, 1));
+    PyObject *decoder = get(&decode, handler), *called = get(&function, handler);
+    if (decoder != NULL && decoder != Py_None)
+        Py_SETREF(request, PyObject_CallOneArg(decoder, request));
+    if (decoder != NULL && called != NULL && request != NULL) {
+        PyObject *arguments[] = {NULL, session, request};
+        made = PyObject_Vectorcall(called, arguments + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    }
+    Py_XDECREF(decoder);
+    Py_XDECREF(called);
+    Py_XDECREF(request);
+    if (threaded || made == NULL)
+        return made;
+    if (PyIter_Send(made, Py_None, &reply) == PYGEN_NEXT) {
+        *coroutine = made;
+        *value = reply;
+        return NULL;
+    }
+    Py_DECREF(made);
+    return reply;
+}
+
+static PyObject *body_of(PyObject *reply) {
+    PyObject *reply_body = imported("ccserver.net.reply", "reply_body");
+    PyObject *body = reply_body == NULL ? NULL : PyObject_CallOneArg(reply_body, reply);
+    Py_XDECREF(reply_body);
+    return body;
+}
+
+/* answer(lane, session, handlers, rest, out, thread, deadline, most), in seconds
+ * -> count, or (count, packet, coroutine, value) where it stopped before the end of rest */
+PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    if (count != 8 || !PyDict_CheckExact(args[2]) || !PyList_CheckExact(args[4])) {
+        PyErr_SetString(PyExc_TypeError,
+                        "answer(lane, session, handlers: dict, rest, out: list, thread, deadline, most)");
+        return NULL;
+    }
+    PyObject *session = args[1], *out = args[4], *thread = args[5];
+    PyObject *packet, *coroutine = NULL, *value = NULL;
+    int threaded = thread != Py_None, stopped = 0;
+    double deadline = PyFloat_AsDouble(args[6]), most = PyFloat_AsDouble(args[7]);
+    double before = threaded ? time_of(&since, thread) : 0;
+    Py_ssize_t total = 0, replies = 0;
+    while (!stopped && (packet = PyIter_Next(args[3])) != NULL) {
+        PyObject *handler = PyDict_GetItemWithError(args[2], PyTuple_GET_ITEM(packet, 0));
+        if (handler == NULL || holds(&halted, args[0]) || holds(&in_thread, handler) != threaded)
+            break; /* the caller knows what to do with it */
+        Py_INCREF(handler);
+        PyObject *reply = call(handler, session, packet, threaded, &coroutine, &value);
+        Py_DECREF(handler);
+        if (reply != NULL && reply != Py_None) {
+            if (!PyBytes_CheckExact(reply))
+                Py_SETREF(reply, body_of(reply));
+            Py_ssize_t length = reply == NULL ? -1 : append(out, PyTuple_GET_ITEM(packet, 0), reply);
+            if (length < 0)
+                Py_CLEAR(reply);
+            else
+                replies++, total += length;
+        }
+        if (reply == NULL) {
+            if (coroutine == NULL)
+                value = raised();
+            break; /* the caller goes on with the coroutine, or raises the value */
+        }
+        Py_DECREF(reply);
+        Py_CLEAR(packet);
+        stopped = total > MARK;
+        if (threaded) {
+            double now = seconds();
+            if (now > deadline || now - before > most)
+                stopped = 1; /* the caller looks at the clock himself */
+            else if (set(&since, thread, PyFloat_FromDouble(before = now)) < 0)
+                break;
+        }
+    }
+    PyObject *end = NULL;
+    if (!PyErr_Occurred() && (threaded || (add(&packets_out, session, replies) == 0
+                                           && add(&bytes_out, session, total) == 0)))
+        end = packet == NULL && !stopped ? PyLong_FromSsize_t(replies)
+              : Py_BuildValue("(nOOO)", replies, packet ? packet : Py_None,
+                              coroutine ? coroutine : Py_None, value ? value : Py_None);
+    Py_XDECREF(packet);
+    Py_XDECREF(coroutine);
+    Py_XDECREF(value);
+    return end;
+}

@@ -1,0 +1,318 @@
+/* Packets to the pool's threads and back: see net/pool.py, net/jobs.py and net/lane.py. */
+#include "ccserver.h"
+#include <errno.h>
+#include <unistd.h>
+
+static const uint64_t one = 1;
+static PyObject *deque_append, *deque_popleft;
+static PyObject *done; /* what the reactor is to call for a plain job */
+
+static struct slot since = {.name = "since"}, packets_out = {.name = "packets_out"},
+    bytes_out = {.name = "bytes_out"}, session_of = {.name = "session"}, pool_of = {.name = "_pool"}, lane_of = {.name = "lane"},
+    began = {.name = "began"}, rest_of = {.name = "_rest"}, packets_of = {.name = "_packets"},
+    out_of = {.name = "_out"}, flushed = {.name = "_flushed"}, untold = {.name = "_untold"},
+    handlers_of = {.name = "handlers"}, slow = {.name = "slow"}, calls_of = {.name = "_calls"},
+    queue_of = {.name = "_jobs"}, jobs_of = {.name = "_jobs"}, flush_later = {.name = "_flush_later"};
+
+/* Let the thread begin the job at its time; 1, 0: the lane has taken it back, or -1. */
+static int begin_job(PyObject *thread, PyObject *lane, PyObject *claim, double now) {
+    PyObject *time = PyFloat_FromDouble(now), *out = PyList_New(0);
+    /* behind that list, which may have garbage collected, nothing runs before the claim is ours */
+    int claimed = PyList_GET_SIZE(claim) > 0, failed = 1;
+    PyObject *packets = claimed ? Py_NewRef(PyList_GET_ITEM(claim, 0)) : NULL, *rest = NULL;
+    if (claimed && PyList_SetSlice(claim, 0, 1, NULL) == 0 && time != NULL) {
+        failed = set(&since, thread, Py_NewRef(time)) || set(&began, thread, Py_NewRef(time));
+        failed |= set(&lane_of, thread, Py_NewRef(lane)); /* behind its time, see PoolThread */
+        rest = PyObject_GetIter(packets);
+        failed |= set(&rest_of, thread, Py_XNewRef(rest)) || set(&packets_of, thread, Py_NewRef(packets))
+                  || set(&out_of, thread, Py_XNewRef(out)) || set(&flushed, thread, PyLong_FromLong(0));
+    }
+    Py_XDECREF(time);
+    Py_XDECREF(out);
+    Py_XDECREF(packets);
+    Py_XDECREF(rest);
+    if (!claimed)
+        PyErr_Clear();
+    return claimed ? (failed ? -1 : 1) : 0;
+}
+
+/* What the thread has done of its lane goes to the reactor, see Pool.done; 0, or -1: it does not. */
+static int end_job(PyObject *thread, PyObject *pool, PyObject *jobs, PyObject *lane, PyObject *out,
+                   PyObject *end, double flush_after) {
+    PyObject *replies = PyLong_FromSsize_t(PyLong_AsSsize_t(end) - number(&flushed, thread));
+    PyObject *data = PyList_GET_SIZE(out) == 1 ? Py_NewRef(PyList_GET_ITEM(out, 0))
+                                               : PyObject_CallMethod(no_bytes, "join", "O", out);
+    PyObject *told_of = replies == NULL || data == NULL ? NULL : PyTuple_Pack(3, lane, data, replies);
+    PyObject *call = told_of == NULL ? NULL : PyTuple_Pack(2, done, told_of);
+    PyObject *calls = get(&calls_of, pool), *arguments[] = {calls, call};
+    PyObject *appended = call == NULL || calls == NULL ? NULL : PyObject_Vectorcall(deque_append, arguments, 2, NULL);
+    Py_XDECREF(replies);
+    Py_XDECREF(data);
+    Py_XDECREF(told_of);
+    Py_XDECREF(call);
+    Py_XDECREF(calls);
+    if (appended == NULL)
+        return -1;
+    Py_DECREF(appended);
+    set(&lane_of, thread, Py_NewRef(Py_None));
+    set(&packets_of, thread, Py_NewRef(no_list));
+    set(&out_of, thread, Py_NewRef(no_list));
+    set(&began, thread, PyFloat_FromDouble(0));
+    double now = time_of(&since, thread), since_when = time_of(&untold, thread);
+    int told = (0 < since_when && since_when < now - flush_after) || is(&flush_later, pool, Py_None);
+    if (told)
+        Py_XDECREF(PyObject_CallMethod(pool, "wake_up", NULL));
+    told = told || PySequence_Size(jobs) == 0; /* the thread tells it when it goes to sleep */
+    if (told != (since_when == 0))
+        set(&untold, thread, PyFloat_FromDouble(told ? 0 : now));
+    if (PyErr_Occurred())
+        PyErr_WriteUnraisable(thread); /* the job is done all the same */
+    return 0;
+}
+
+/* Do the job: 1, and *now is the time behind it; 0: Python goes on from *end; -1 with an exception set,
+ * and the thread has its lane. */
+static int do_job(PyObject *thread, PyObject *pool, PyObject *jobs, PyObject *job, double *now,
+                  double flush_after, PyObject *most, PyObject **end) {
+    PyObject *lane = PyTuple_GET_ITEM(job, 0);
+    int begun = begin_job(thread, lane, PyTuple_GET_ITEM(job, 1), *now);
+    if (begun == 0)
+        return 1;
+    PyObject *session = get(&session_of, lane), *handlers = get(&handlers_of, pool), *known = get(&slow, pool);
+    PyObject *rest = get(&rest_of, thread), *out = get(&out_of, thread);
+    PyObject *deadline = PyFloat_FromDouble(*now + flush_after), *found = NULL;
+    if (begun > 0 && !PyErr_Occurred()) {
+        PyObject *arguments[] = {lane, session, handlers, rest, out, thread, deadline, most};
+        found = PyObject_IsTrue(known) ? Py_BuildValue("(iOOO)", 0, Py_None, Py_None, Py_None)
+                                       : answer(NULL, arguments, 8);
+    }
+    int ended = -1;
+    if (found != NULL && !PyLong_CheckExact(found))
+        *end = Py_NewRef(found), ended = 0;
+    else if (found != NULL && end_job(thread, pool, jobs, lane, out, found, flush_after) == 0)
+        *now = time_of(&since, thread), ended = 1;
+    if (ended < 0)
+        set(&lane_of, thread, Py_NewRef(lane));
+    Py_XDECREF(session);
+    Py_XDECREF(handlers);
+    Py_XDECREF(known);
+    Py_XDECREF(rest);
+    Py_XDECREF(out);
+    Py_XDECREF(deadline);
+    Py_XDECREF(found);
+    return ended;
+}
+
+/* Take the next job, if there is one and it is one of packets; 1, 0, or -1. */
+static int next_job(PyObject *jobs, PyObject **job) {
+    if (PySequence_Size(jobs) <= 0)
+        return 0;
+    PyObject *next = PySequence_GetItem(jobs, 0);
+    int of_packets = next != NULL && PyTuple_CheckExact(next);
+    Py_XDECREF(next);
+    if (!of_packets)
+        return next == NULL ? -1 : 0;
+    Py_XSETREF(*job, PyObject_CallOneArg(deque_popleft, jobs));
+    return *job == NULL ? -1 : 1;
+}
+
+/* do_jobs(thread, job, flush_after, most) -> None, or what answer has returned where Python goes on */
+PyObject *do_jobs(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    if (count != 4 || !PyTuple_CheckExact(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "do_jobs(thread, job: tuple, flush_after: float, most: float)");
+        return NULL;
+    }
+    PyObject *thread = args[0], *job = Py_NewRef(args[1]), *end = NULL;
+    PyObject *pool = get(&pool_of, thread), *queue = pool == NULL ? NULL : get(&queue_of, pool);
+    PyObject *jobs = queue == NULL ? NULL : get(&jobs_of, queue);
+    double flush_after = PyFloat_AsDouble(args[2]), now = seconds();
+    int going = !PyErr_Occurred();
+    for (int n = 0; going > 0 && n < EVENTS; n++) { /* args[1] is not to be kept for long */
+        going = do_job(thread, pool, jobs, job, &now, flush_after, args[3], &end);
+        if (going > 0)
+            going = n + 1 < EVENTS ? next_job(jobs, &job) : 0;
+    }
+    Py_XDECREF(job);
+    Py_XDECREF(pool);
+    Py_XDECREF(queue);
+    Py_XDECREF(jobs);
+    return end != NULL ? end : PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
+static struct slot answered = {.name = "_answered"}, outbox = {.name = "_outbox"}, silent = {.name = "_silent"},
+    pending = {.name = "_pending"}, hold = {.name = "_hold"}, ending = {.name = "_ending"},
+    paused = {.name = "_paused"}, busy = {.name = "_busy"}, peer_of = {.name = "_peer"},
+    transport_of = {.name = "transport"}, corked = {.name = "_corked"}, written = {.name = "_written"},
+    tls = {.name = "TLS"}, connected = {.name = "connected"}, no_writes = {.name = "_writeDisconnected"},
+    corks = {.name = "_flush_later"}, unfinished = {.name = "unfinished"};
+
+/* Where the transport of a lane is that has nothing to do but to send the reply of its job; or NULL. */
+static PyObject *plain_transport(PyObject *lane, Py_ssize_t length) {
+    PyObject **peer = place_of(&peer_of, lane);
+    if (!is(&answered, lane, Py_None) || !is(&outbox, lane, Py_None) || !is(&silent, lane, Py_False)
+        || !is(&pending, lane, Py_None) || !is(&hold, lane, Py_None) || !is(&ending, lane, Py_False)
+        || !is(&paused, lane, Py_False) || peer == NULL || *peer == NULL || length > CHUNK)
+        return NULL;
+    PyObject **transport = place_of(&transport_of, *peer);
+    if (transport == NULL || *transport == NULL || !is(&corked, *transport, Py_None)
+        || !is(&tls, *transport, Py_False) || !is(&no_writes, *transport, Py_False))
+        return NULL;
+    PyObject **open = place_of(&connected, *transport), **later = place_of(&corks, *transport);
+    return open != NULL && *open != NULL && PyObject_IsTrue(*open) == 1 && later != NULL && *later != NULL
+           && *later != Py_None ? *transport : NULL;
+}
+
+/* Settle what comes first of the calls, if it is a plain job; whether it was. */
+static int settle_first(PyObject *calls, PyObject **chunks) {
+    if (*chunks == NULL && (*chunks = Py_BuildValue("[O]", Py_None)) == NULL)
+        return 0; /* what that has garbage collected runs before we look */
+    PyObject *call = PySequence_Size(calls) > 0 ? PySequence_GetItem(calls, 0) : NULL;
+    if (call == NULL || !PyTuple_CheckExact(call) || PyTuple_GET_ITEM(call, 0) != done) {
+        Py_XDECREF(call);
+        return 0;
+    }
+    PyObject *about = PyTuple_GET_ITEM(call, 1), *lane = PyTuple_GET_ITEM(about, 0), *data = PyTuple_GET_ITEM(about, 1);
+    PyObject *session = get(&session_of, lane);
+    Py_ssize_t length = PyBytes_GET_SIZE(data), count = PyLong_AsSsize_t(PyTuple_GET_ITEM(about, 2));
+    PyObject *transport = session == NULL ? NULL : plain_transport(lane, length);
+    int settled = 0;
+    if (transport != NULL) {
+        PyObject *packets = PyLong_FromSsize_t(number(&packets_out, session) + count);
+        PyObject *bytes = PyLong_FromSsize_t(number(&bytes_out, session) + length);
+        PyObject *size = PyLong_FromSsize_t(length), *first = NULL;
+        if (packets != NULL && bytes != NULL && size != NULL && !PyErr_Occurred()) {
+            PyObject *later = length ? PyObject_CallOneArg(*place_of(&corks, transport), transport)
+                                     : Py_NewRef(Py_None);
+            first = later == NULL ? NULL : PyObject_CallOneArg(deque_popleft, calls);
+            Py_XDECREF(later);
+        }
+        settled = first != NULL;
+        if (settled) {
+            set(&packets_out, session, Py_NewRef(packets));
+            set(&bytes_out, session, Py_NewRef(bytes));
+            set(&busy, lane, Py_NewRef(Py_False));
+        }
+        if (settled && length) {
+            PyList_SetItem(*chunks, 0, Py_NewRef(data));
+            set(&corked, transport, *chunks);
+            set(&written, transport, Py_NewRef(size));
+            *chunks = NULL;
+        }
+        Py_XDECREF(packets);
+        Py_XDECREF(bytes);
+        Py_XDECREF(size);
+        Py_XDECREF(first);
+    }
+    Py_XDECREF(session);
+    Py_DECREF(call);
+    return settled;
+}
+
+/* done(lane, data, count): lane.done(data, count), for what settle leaves */
+PyObject *call_done(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "done(lane, data: bytes, count: int)");
+        return NULL;
+    }
+    return PyObject_CallMethod(args[0], "done", "OO", args[1], args[2]);
+}
+
+/* settle(pool, calls, most) -> how many plain jobs came first of the calls, which are settled as by Lane.done */
+PyObject *settle(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    Py_ssize_t most = count == 3 ? PyLong_AsSsize_t(args[2]) : -1, settled = 0;
+    if (most < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "settle(pool, calls: deque, most: int)");
+        return NULL;
+    }
+    PyObject *chunks = NULL;
+    while (settled < most && settle_first(args[1], &chunks))
+        settled++;
+    Py_XDECREF(chunks);
+    PyErr_Clear(); /* the caller will meet it again */
+    return add(&unfinished, args[0], -settled) < 0 ? NULL : PyLong_FromSsize_t(settled);
+}
+
+static struct slot dispatch_of = {.name = "_dispatch"}, threaded_of = {.name = "threaded"},
+    its_pool = {.name = "pool"}, gathered = {.name = "_gathered"}, looking = {.name = "_looking"},
+    limit = {.name = "limit"}, job_of = {.name = "_job"};
+
+/* Whether the handlers of all these packets run in threads. */
+static int all_threaded(PyObject *packets, PyObject *threaded) {
+    PyObject *last = NULL;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(packets); i++) {
+        PyObject *code = PyTuple_GET_ITEM(PyList_GET_ITEM(packets, i), 0);
+        if (code != last && PySet_Contains(threaded, code) != 1)
+            return 0;
+        last = code;
+    }
+    return 1;
+}
+
+/* submit(lane, packets) -> whether the pool has all of them: see Lane.submit, which does what is unusual */
+PyObject *submit(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    if (count != 2 || !PyList_CheckExact(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "submit(lane, packets: list)");
+        return NULL;
+    }
+    PyObject *lane = args[0], *dispatch = get(&dispatch_of, lane), *claim = PyList_New(1), *job = NULL;
+    if (claim != NULL)
+        PyList_SET_ITEM(claim, 0, Py_NewRef(args[1]));
+    PyObject *threaded = dispatch == NULL ? NULL : get(&threaded_of, dispatch);
+    PyObject *pool = dispatch == NULL ? NULL : get(&its_pool, dispatch);
+    PyObject *others = pool == NULL ? NULL : get(&gathered, pool);
+    int submitted = 0;
+    if (claim != NULL && threaded != NULL && others != NULL && PyList_CheckExact(others)
+        && (PyList_GET_SIZE(others) || is(&looking, pool, Py_True)) && all_threaded(args[1], threaded)
+        && number(&unfinished, pool) < number(&limit, pool)) {
+        job = PyTuple_Pack(2, lane, claim);
+        submitted = job != NULL && add(&unfinished, pool, 1) == 0 && PyList_Append(others, job) == 0;
+        if (submitted) {
+            set(&job_of, lane, Py_NewRef(claim));
+            set(&busy, lane, Py_NewRef(Py_True));
+        }
+    }
+    Py_XDECREF(dispatch);
+    Py_XDECREF(claim);
+    Py_XDECREF(threaded);
+    Py_XDECREF(pool);
+    Py_XDECREF(others);
+    Py_XDECREF(job);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(submitted);
+}
+
+/* sleep(eventfd, telling): until it is woken; who is told can have the lock by then */
+PyObject *sleep_until_woken(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    long eventfd = count == 2 ? PyLong_AsLong(args[0]) : -1;
+    long telling = eventfd < 0 ? -1 : PyLong_AsLong(args[1]);
+    if (eventfd < 0 || PyErr_Occurred()) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "sleep(eventfd: int, telling: int)");
+        return NULL;
+    }
+    uint64_t value;
+    ssize_t done = 0;
+    Py_BEGIN_ALLOW_THREADS
+    if (telling >= 0)
+        done = write((int)telling, &one, sizeof one);
+    do {
+        done = read((int)eventfd, &value, sizeof value);
+    } while (done < 0 && errno == EINTR);
+    Py_END_ALLOW_THREADS
+    return done < 0 ? PyErr_SetFromErrno(PyExc_OSError) : Py_NewRef(Py_None);
+}
+
+/* What the others here need, at the import; 0, or -1. */
+int prepare_threads(PyObject *module) {
+    PyObject *deque = imported("collections", "deque");
+    deque_append = deque == NULL ? NULL : PyObject_GetAttrString(deque, "append");
+    deque_popleft = deque == NULL ? NULL : PyObject_GetAttrString(deque, "popleft");
+    done = deque_popleft == NULL ? NULL : PyObject_GetAttrString(module, "done");
+    Py_XDECREF(deque);
+    return deque_append == NULL || done == NULL ? -1 : 0;
+}
