@@ -142,7 +142,7 @@ class Stage:
         if self._jobs_wait:
             self._meter.part = "thread"
             with suppress(NothingToDo):
-                self._thread.run()
+                self._thread.work()
             self._meter.part = "reactor"
         events: list[tuple[int, int]] = self._poller.poll(0 if self._over else STALLED, most)
         if not events and not self._over:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import sys
 import threading
@@ -502,3 +503,24 @@ class CompiledThreadsTests(ThreadsTests):
         for function in (native.do_jobs, native.settle, native.submit):
             self.assertRaises(TypeError, function)
             self.assertRaises((TypeError, AttributeError), function, *[object()] * 4)
+
+
+class TimerTests(SynchronousTestCase):
+    def test_a_thread_of_the_pool_has_its_timers_in_time(self):
+        slack: list[str] = []
+
+        def look() -> None:
+            with open(f"/proc/{threading.get_native_id()}/timerslack_ns") as file:
+                slack.append(file.read().strip())
+
+        machine = Machine(self)
+        worker = machine.worker(App(), threads=1)
+        done: list[Any] = []
+        worker.pool.run(look).addBoth(done.append)
+        machine.until(lambda: done)
+        self.assertEqual((done, slack), ([None], [str(jobs.SLACK)]))
+
+    def test_where_it_cannot_be_said_it_works_all_the_same(self):
+        self.patch(jobs, "get_native_id", lambda: "none")
+        jobs.set_slack()
+        self.assertFalse(os.path.exists("/proc/none"))
