@@ -1,11 +1,12 @@
 /* The optional compiled part: the plain case of what every packet takes. Python stays the reference:
  * both do the same to the same input, which the tests hold (docs/design/data-path.md).
  *
- * framing.c   bytes into packets and back           core/framing.py
- * handlers.c  packets to handlers, and their replies  net/dispatch.py, net/jobs.py
- * threads.c   packets to the pool's threads and back  net/pool.py, net/jobs.py, net/lane.py
- * turn.c      a turn of the reactor                 net/reactor.py, net/transport.py, net/lane.py
- * module.c    what Python can call
+ * framing.c      bytes into packets and back             core/framing.py
+ * handlers.c     packets to handlers, and their replies  net/dispatch.py, net/jobs.py
+ * threads.c      packets to the pool's threads and back  net/pool.py, net/jobs.py, net/lane.py
+ * turn.c         a turn of the reactor                   net/reactor.py, net/transport.py, net/lane.py
+ * connections.c  a connection's beginning                net/intake.py, core/copying.py
+ * module.c       what Python can call
  *
  * All is called with the interpreter lock, and gives it up for sleep alone: recv and send do not block,
  * and giving it up for them costs more than they take. zlib gives it up for bodies above 5 KiB, so
@@ -148,6 +149,10 @@ PyObject *call_done(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *settle(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *submit(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *sleep_until_woken(PyObject *module, PyObject *const *args, Py_ssize_t count);
+
+/* connections.c */
+PyObject *accept_one(PyObject *module, PyObject *listening);
+PyObject *another(PyObject *module, PyObject *object);
 
 /* turn.c */
 PyObject *transmit(PyObject *module, PyObject *const *args, Py_ssize_t count);

@@ -52,6 +52,8 @@ static PyMethodDef methods[] = {
      "Read from the transports that are readable, and answer; leave the other events."},
     {"transmit", (PyCFunction)(void (*)(void))transmit, METH_FASTCALL,
      "Send the chunks as one; return what the kernel did not take."},
+    {"another", another, METH_O, "Make an object of the same class, with the same in its slots."},
+    {"accept", accept_one, METH_O, "Accept a connection; return its socket and the client's address."},
     {NULL, NULL, 0, NULL},
 };
 

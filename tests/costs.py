@@ -3,6 +3,7 @@
 C{python -m tests.costs WHAT}, in a process of its own, prints a JSON object: what a packet costs,
 by case. WHAT is one of
 
+  - C{bytes}: what Python has allocated for an idle connection and not freed.
   - C{bytecodes}: instructions of the interpreter; those of the reactor and of a pool's thread.
   - C{calls}: allocations and system calls; C{counting.c} is to be preloaded.
   - C{instructions}: callgrind writes a file for each case; C{counting.c} is to be preloaded. What
@@ -34,20 +35,31 @@ from ccserver.net import jobs
 from ccserver.net import reactor as reactor_module
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import Dispatch
+from ccserver.net.intake import Intake
 from ccserver.net.jobqueue import NOBODY
 from ccserver.net.jobs import PoolThread
 from ccserver.net.pool import Pool
 from ccserver.net.protocol import PacketFactory
 from ccserver.net.reactor import DirectReactor
-from ccserver.net.transport import DirectServer
+from ccserver.net.transport import DirectPort, DirectServer
 from ccserver.process.serving import send_limits, session_limits
-from tests.counting import Bytecodes, Calls, Figures, Instructions
+from tests.counting import Bytecodes, Bytes, Calls, Figures, Instructions
 
 CODES = {"async": 1, "def": 2}
 """The message codes of the application's two kinds of handlers."""
 
 CELLS = ((1, 1), (64, 1), (64, 64))
 """Connections, and packets in flight on each."""
+
+LIFE, REST = "life", "rest"
+"""The cases in which a connection lives for one packet, and in which it is idle behind that: they
+are for a connection, not for a packet."""
+
+VISITORS = 50
+"""Connections that come at a time; one more than a port accepts in a turn would be too many."""
+
+FIRST_VISITORS = 3
+"""How many times so many come before those that are counted."""
 
 REFERENCE = "asyncio"
 """The benchmarks' protocol for asyncio: it gets 64 packets a read, from no socket."""
@@ -64,14 +76,7 @@ STALLED = 10.0
 
 BODY = b"32 bytes of what a client sends."
 
-METERS = {"bytecodes": Bytecodes, "calls": Calls, "instructions": Instructions}
-
-
-class PairServer(DirectServer):
-    """A transport on a socket pair, where all that is sent has arrived."""
-
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        """There is nothing to set."""
+METERS = {"bytecodes": Bytecodes, "bytes": Bytes, "calls": Calls, "instructions": Instructions}
 
 
 class Clients:
@@ -96,6 +101,45 @@ class Clients:
         return not any(self._due.values())
 
 
+class Visitors:
+    """They connect, ask once, and leave when they have been answered; then others do.
+
+    @ivar stay: they do not leave.
+    """
+
+    def __init__(self, address: tuple[str, int], code: int, stay: bool) -> None:
+        self._address = address
+        self._packet = encode(code, BODY)
+        self._stay = stay
+        self._due: dict[Any, bytes] = {}
+        self._staying: list[Any] = []
+
+    def ask(self) -> None:
+        for _ in range(VISITORS):
+            end = socket.SocketType()  # without Python below it, which would be counted
+            end.connect(self._address)
+            end.setblocking(False)
+            end.send(self._packet)
+            self._due[end] = self._packet
+
+    def all_answered(self) -> bool:
+        """Whether all are gone, the server's end of each too, or have come to stay."""
+        for end, due in list(self._due.items()):
+            with suppress(BlockingIOError):
+                data = end.recv(len(self._packet))
+                assert data == due, data
+                self._due[end] = b""
+                if self._stay:
+                    self._staying.append(end)
+                    del self._due[end]
+                elif data:
+                    end.shutdown(socket.SHUT_WR)
+                else:
+                    end.close()
+                    del self._due[end]
+        return not self._due
+
+
 class NothingToDo(Exception):
     """The pool has no job for its thread."""
 
@@ -103,9 +147,11 @@ class NothingToDo(Exception):
 class Stage:
     """The net side of a worker, on a reactor whose poller this is."""
 
-    def __init__(self, meter: Any, kind: str, connections: int, depth: int) -> None:
+    def __init__(
+        self, meter: Any, kind: str, connections: int, depth: int, case: str | None = None
+    ) -> None:
         self._meter = meter
-        self._case = f"{kind} {connections}x{depth}"
+        self._case = case or f"{kind} {connections}x{depth}"
         turns = math.ceil(PACKETS / (connections * depth))
         self._packets = turns * connections * depth
         self._turn, self._first = 0, math.ceil(WARM_UP / depth)
@@ -124,7 +170,7 @@ class Stage:
         pool.start(threads=False)
         self._thread = PoolThread(pool, "pool-0")
         self._take, pool.take = pool.take, self._next_job
-        self._clients = Clients(self._connect(connections), CODES[kind], depth)
+        self._clients = self._make_clients(connections, CODES[kind], depth)
 
     def run(self) -> Figures:
         """What was counted.
@@ -185,13 +231,16 @@ class Stage:
             raise NothingToDo
         return self._take(eventfd)
 
-    def _connect(self, connections: int) -> list[socket.socket]:
-        """The clients' ends of so many connections."""
+    def _factory(self, connections: int) -> PacketFactory:
+        """What makes the server's end of a connection."""
         config, counts, reactor = Config.parse(""), Counts(), self._reactor
         limits, net = session_limits(config), config.net
         table = Connections(connections + 1, 0, counts, reactor.seconds, limits.heartbeat)
         dispatch = Dispatch(app, self._pool, net.lane_packets, counts, send_limits(config))
-        factory = PacketFactory("127.0.0.1:5678", limits, table, dispatch, reactor)
+        return PacketFactory("127.0.0.1:5678", limits, table, dispatch, reactor)
+
+    def _make_clients(self, connections: int, code: int, depth: int) -> Clients | Visitors:
+        factory, reactor = self._factory(connections), self._reactor
         ends = []
         for number in range(connections):
             client, server = socket.socketpair()
@@ -199,12 +248,28 @@ class Stage:
             server.setblocking(False)
             address = IPv4Address("TCP", "127.0.0.1", 20000 + number)
             protocol = factory.buildProtocol(address)
-            transport = PairServer(
-                server, protocol, (address.host, address.port), None, number, reactor
-            )
+            transport = DirectServer(server, protocol, ("-", 0), None, 0, reactor)
             protocol.makeConnection(transport)
             ends.append(client)
-        return ends
+        return Clients(ends, code, depth)
+
+
+class Life(Stage):
+    """The same with a port, at which clients come and go, or stay."""
+
+    def __init__(self, meter: Any, case: str = LIFE) -> None:
+        self._stay = case == REST
+        Stage.__init__(self, meter, "async", VISITORS, 1, case)
+        self._last -= self._first - FIRST_VISITORS
+        self._first = FIRST_VISITORS
+
+    def _make_clients(self, connections: int, code: int, depth: int) -> Visitors:
+        listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        address = listening.getsockname()
+        port = DirectPort(listening, self._factory(100 * connections), self._reactor)
+        port.startListening()
+        Intake(self._reactor).add(port)
+        return Visitors(address, code, self._stay)
 
 
 class Sink:
@@ -239,10 +304,15 @@ def main(what: str) -> None:
     jobs.FLUSH_AFTER = jobs.SLICE = jobs.LONG = math.inf
     meter: Any = METERS[what]()
     figures = reference(meter) if what == "instructions" else {}
+    if what == "bytes":
+        figures = Life(meter, REST).run()
+        print(json.dumps(figures))
+        return
     for kind in CODES:
         for connections, depth in CELLS[1:] if what == "instructions" else CELLS:
             figures |= Stage(meter, kind, connections, depth).run()
             gc.freeze()  # it is garbage, which is not to be collected while others are counted
+    figures |= Life(meter).run()
     print(json.dumps(figures))
 
 

@@ -96,6 +96,16 @@ SYSTEM_CALL(int, setsockopt, (int fd, int level, int name, const void *value, so
             fd, level, name, value, size)
 SYSTEM_CALL(int, getsockopt, (int fd, int level, int name, void *value, socklen_t *size),
             fd, level, name, value, size)
+SYSTEM_CALL(int, accept4, (int fd, struct sockaddr *address, socklen_t *size, int flags),
+            fd, address, size, flags)
+SYSTEM_CALL(int, getsockname, (int fd, struct sockaddr *address, socklen_t *size),
+            fd, address, size)
+SYSTEM_CALL(int, getpeername, (int fd, struct sockaddr *address, socklen_t *size),
+            fd, address, size)
+SYSTEM_CALL(int, ioctl, (int fd, unsigned long what, void *argument), fd, what, argument)
+SYSTEM_CALL(int, fcntl, (int fd, int what, void *argument), fd, what, argument)
+SYSTEM_CALL(int, shutdown, (int fd, int how), fd, how)
+SYSTEM_CALL(int, close, (int fd), fd)
 SYSTEM_CALL(int, epoll_ctl, (int poller, int what, int fd, struct epoll_event *event),
             poller, what, fd, event)
 SYSTEM_CALL(int, epoll_wait, (int poller, struct epoll_event *events, int most, int timeout),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
+import tracemalloc
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -27,10 +29,10 @@ class Bytecodes:
         self._counts = {"reactor": 0, "thread": 0}
 
     def begin(self) -> None:
+        """To be called apart: it counts when that is over."""
         self._begun = True
         self._counts = dict.fromkeys(self._counts, 0)
         self._follow_callers(self._trace)
-        sys.settrace(self._trace)
 
     def end(self, case: str, packets: int) -> Figures:
         self._begun = False
@@ -64,6 +66,27 @@ class Bytecodes:
                 frame.f_trace_lines = False
                 frame.f_trace_opcodes = True
             frame = frame.f_back
+
+
+class Bytes:
+    """Counts the bytes that are allocated and not freed again, but for those of the tests."""
+
+    part = ""
+
+    def begin(self) -> None:
+        gc.collect()
+        tracemalloc.start()
+
+    def end(self, case: str, packets: int) -> Figures:
+        gc.collect()
+        filters = [tracemalloc.Filter(False, f"{TESTS}*"), tracemalloc.Filter(False, __file__)]
+        held = tracemalloc.take_snapshot().filter_traces(filters).traces
+        tracemalloc.stop()
+        return {case: sum(trace.size for trace in held) / packets}
+
+    def apart(self, function: Callable[[], None]) -> None:
+        """Call what is not to be counted."""
+        function()
 
 
 class Calls:

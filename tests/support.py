@@ -64,6 +64,14 @@ class FakeReactor(Clock):
         if reader in self.readers:
             self.readers.remove(reader)
 
+    def begin(self, selectable: Any, fd: int) -> None:
+        self.addReader(selectable)
+
+    def forget(self, fd: int) -> None:
+        for selectable in [s for s in [*self.readers, *self.writers] if s.fileno() == fd]:
+            self.removeReader(selectable)
+            self.removeWriter(selectable)
+
     def addWriter(self, writer: Any) -> None:
         if writer not in self.writers:
             self.writers.append(writer)
@@ -176,7 +184,6 @@ class FakeTransport(StringTransportWithDisconnection):
     def __init__(self) -> None:
         super().__init__(lenient=True)
         self.unread: list[bytes] = []
-        self.no_delay = False
         self.ended = self.end_told = self.closing = self.aborted = False
         self.writes = 0
         self.descriptors: list[int] = []
@@ -211,9 +218,6 @@ class FakeTransport(StringTransportWithDisconnection):
         """Close the copies that nobody has taken."""
         while self.descriptors:
             os.close(self.descriptors.pop())
-
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        self.no_delay = enabled
 
     def doRead(self) -> None:
         if self.unread:

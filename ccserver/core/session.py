@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ccserver.core import plain
 from ccserver.core.addresses import Origin
 from ccserver.core.carried import Carried
+from ccserver.core.copying import another
 from ccserver.core.framing import FrameDecoder, Packet, Refusal, encode
 from ccserver.core.limits import PING, SMALL_READ, FloodCount, RateAction, SessionLimits
 from ccserver.core.outbox import Overflow
@@ -150,6 +151,20 @@ class Session:
         self.origin: Origin | None = None
         self._state: dict[str, Any] | None = None
         self._outlet: Outlet | None = None
+
+    def another(self, id: int, peer: str, now: float) -> Session:
+        """A session that begins at C{now}, after the pattern of this one, which has no packets."""
+        if another is None:
+            return Session(id, peer, self.server, self._limits, now)
+        session: Session = another(self)
+        session.id, session.peer = id, peer
+        session.started = session.heard = now
+        session.decoder = another(self.decoder)
+        if self._flood is not None and self._limits.flood is not None:
+            session._flood = FloodCount(self._limits.flood)
+        if self._rate is not None and self._limits.rate is not None:
+            session._rate = TokenBucket(self._limits.rate, now)
+        return session
 
     @classmethod
     def adopt(cls, carried: Carried, limits: SessionLimits, now: float) -> Session:
@@ -390,7 +405,11 @@ class Session:
         Where packets wait for the rate it does so behind them, see L{release}.
         """
         truncated = self.decoder.end()
-        self._conclude(CloseReason.TRUNCATED if truncated else CloseReason.CLIENT_CLOSED)
+        reason = CloseReason.TRUNCATED if truncated else CloseReason.CLIENT_CLOSED
+        if self.excess:
+            self._conclude(reason)
+        else:
+            self.stop(reason)
 
     def stop(self, reason: CloseReason) -> None:
         """Decode no more, whatever still comes; the first reason counts."""

@@ -190,14 +190,14 @@ class Connections:
     def add(self, connection: Connection) -> None:
         session = connection.session
         self._by_id[session.id] = connection
-        self._packets -= session.packets_in
+        self._packets -= session.decoder.packets
         if self._wheel is not None:
             self._wheel.add(connection, session.started)
         if self._first_packet_timeout and not session.packets_in:
             self._unheard.set(connection, session.started + self._first_packet_timeout)
         if self._login_timeout and not session.known:
             self._strangers.set(connection, session.started + self._login_timeout)
-        if session.decoder.buffered:
+        if self._packet_timeout and session.decoder.buffered:
             self.packet_begun(connection, session.begun)
         if self._origins is not None:
             session.origin = self._origins.enter(host_of(session.peer), self.clock())
@@ -211,12 +211,15 @@ class Connections:
         """Forget a connection that is leaving the process; L{add} has it back."""
         session = connection.session
         del self._by_id[session.id]
-        self._packets += session.packets_in
+        self._packets += session.decoder.packets
         if self._wheel is not None:
             self._wheel.remove(connection, session.started)
-        self._unheard.remove(connection)
-        self._incomplete.remove(connection)
-        self._strangers.remove(connection)
+        if self._first_packet_timeout:
+            self._unheard.remove(connection)
+        if self._packet_timeout:
+            self._incomplete.remove(connection)
+        if self._login_timeout:
+            self._strangers.remove(connection)
         if self._origins is not None and session.origin is not None:
             self._origins.leave(session.origin)
             session.origin = None

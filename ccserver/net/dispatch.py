@@ -17,11 +17,13 @@ from twisted.logger import Logger
 from ccserver.app import App, Handler, is_coroutine_function
 from ccserver.core.counts import Counts, LineLimit
 from ccserver.core.framing import HEADER_LENGTH, Packet, header
+from ccserver.core.limits import SessionLimits
 from ccserver.core.outbox import Outbox, SendLimits
 from ccserver.core.session import Session
 from ccserver.errors import ProtocolError, SessionClosed
 from ccserver.net.begun import Begun
 from ccserver.net.lane import DONE, Lane, Runner
+from ccserver.net.peer import NOBODY, Peer
 from ccserver.net.pool import Pool
 from ccserver.net.reply import OUTPUT_MARK, reply_body
 from ccserver.net.sending import Sender
@@ -58,6 +60,7 @@ class Dispatch:
     """
 
     __slots__ = (
+        "_pattern",
         "adopt",
         "behind",
         "counts",
@@ -107,6 +110,11 @@ class Dispatch:
         self.lost = [self._hook(lost, True) for lost in app.connection_lost]
         self.adopt = [self._hook(adopt, False) for adopt in app.connection_adopt]
         self.handover = [self._hook(_asking(hook), True) for hook in app.connection_handover]
+        self._pattern = Lane(Session(0, "-", "-", SessionLimits(), 0.0), NOBODY, self)
+
+    def lane(self, session: Session, peer: Peer) -> Lane:
+        """The lane of a connection that begins."""
+        return self._pattern.another(session, peer)
 
     def fall_behind(self, lane: Sender) -> Outbox:
         """What waits for the client of C{lane} from now on."""

@@ -7,10 +7,13 @@ import os
 import resource
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.logger import Logger
+from zope.interface import implementer
+
+from ccserver.native import native
 
 if TYPE_CHECKING:
     from ccserver.net.transport import DirectPort
@@ -39,6 +42,39 @@ _OF_THE_CONNECTION = frozenset(
     }
 )
 """Errors of accept(2) that mean that a connection was gone before it was accepted."""
+
+
+@implementer(IAddress)
+class Endpoint(NamedTuple):
+    """Where a client is: an address that costs less than Twisted's own."""
+
+    host: str
+    port: int
+
+
+def address_text(address: Any) -> str:
+    """C{host:port} of an address that has both; C{-} of anything else."""
+    host, port = getattr(address, "host", None), getattr(address, "port", None)
+    if host is None:
+        return "-"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def accept(listening: Any) -> tuple[Any, tuple[str, int]]:
+    """Accept a connection: its socket, which does not block, and its client's host and port.
+
+    @raise OSError: there is none (C{BlockingIOError}), or it cannot be accepted.
+    """
+    if native is not None and listening.__class__ is socket.socket:
+        accepted: tuple[Any, tuple[str, int]] = native.accept(listening)
+        return accepted
+    sock, address = listening.accept()
+    sock.setblocking(False)
+    host, port = address[:2]
+    if len(address) == 4:  # an IPv6 address, which may have a scope
+        flags = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+        host, _ = socket.getnameinfo(address, flags)
+    return sock, (host, port)
 
 
 class Intake:
@@ -149,8 +185,9 @@ def accept_waiting(port: DirectPort) -> None:
         most = min(most, MOST_ACCEPTS)
     while accepted < most:
         try:
-            sock, address = port.socket.accept()
+            sock, address = accept(port.socket)
         except BlockingIOError:
+            port.no_delay = True  # those that came before it had it are gone
             break
         except OSError as error:
             if error.errno in _OF_THE_CONNECTION:
@@ -174,18 +211,15 @@ def accept_waiting(port: DirectPort) -> None:
         port.numberAccepts = max(1, accepted)
 
 
-def _begin(port: DirectPort, sock: socket.socket, address: Any) -> None:
-    if len(address) == 4:  # an IPv6 address, which may have a scope
-        flags = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
-        address = (socket.getnameinfo(address, flags)[0], *address[1:])
+def _begin(port: DirectPort, sock: Any, address: tuple[str, int]) -> None:
     factory: Any = port.factory
     protocol = factory.buildProtocol(port._buildAddr(address))
     if protocol is None:
         sock.close()
         return
-    number = port.sessionno
-    port.sessionno = number + 1
-    transport = port.transport(sock, protocol, address, port, number, port.reactor)
+    transport = port.open(sock, protocol, address)
+    if not port.no_delay:
+        transport.setTcpNoDelay(True)
     try:
         protocol.makeConnection(transport)
     except Exception:

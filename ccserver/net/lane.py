@@ -15,6 +15,7 @@ from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 
 from ccserver.app import Handler
+from ccserver.core.copying import another
 from ccserver.core.framing import HEADER_LENGTH, Packet
 from ccserver.core.session import CloseReason, Session
 from ccserver.errors import ProtocolError, UnknownCode
@@ -70,6 +71,15 @@ class Lane(Resting):
         self._past = 0  # how far the stream waits no more, in bytes; where anything waits
         self.halted = False
         session.attach(self)
+
+    def another(self, session: Session, peer: Peer) -> Lane:
+        """A lane of the same dispatch, after the pattern of this one, which has no packets."""
+        if another is None:
+            return Lane(session, peer, self._dispatch)
+        lane: Lane = another(self)
+        lane.session, lane._peer = session, peer
+        session.attach(lane)
+        return lane
 
     def failed(self, handler: Handler) -> None:
         """Log the exception that C{handler} raised, if it is not one of many; from any thread."""
@@ -232,14 +242,40 @@ class Lane(Resting):
         if hold is not None:
             self._end_hold()
             hold.done(False)
+        elif self._pending is None and not (self._busy or self._running):
+            self._done()  # as _advance, here for the sake of speed
+            return
         self._advance()
         if not self.idle:
             self._peer.lane_ending()
 
+    def leave(self) -> bool:
+        """Finish, and let go as well: the connection is gone as soon as this has returned.
+
+        @return: False, and nothing was done: there is something left to do.
+        """
+        if (
+            self._busy
+            or self._pending is not None
+            or self._running
+            or self._outbox is not None
+            or self._waiters is not None
+            or self._hold is not None
+            or self._dispatch.lost
+        ):
+            return False
+        self._ending = self._silent = True
+        self._blocked = False
+        self._peer = NOBODY
+        self.session.attach(None)
+        return True
+
     def lost(self, reason: CloseReason) -> None:
         """The connection is gone: what waits is still handled, then the hooks are called."""
-        self.silence()
-        self._put([(code, reason) for code in self._dispatch.lost])  # type: ignore[misc]
+        if not self._silent:
+            self.silence()
+        if self._dispatch.lost:
+            self._put([(code, reason) for code in self._dispatch.lost])  # type: ignore[misc]
         self.finish()
 
     def give_up(self, data: bytes, count: int) -> None:
@@ -281,7 +317,8 @@ class Lane(Resting):
 
     def release(self) -> None:
         """Nothing is left to do, and the connection is gone: let go of it."""
-        self.silence()
+        if not self._silent:
+            self.silence()
         self._peer = NOBODY
         self.session.attach(None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
 from typing import Any
 
 from twisted.internet.interfaces import (
@@ -26,6 +25,7 @@ from ccserver.net.closing import CloseTimeouts, Closing
 from ccserver.net.connections import Connections
 from ccserver.net.delay import Delay, exceed
 from ccserver.net.dispatch import Dispatch
+from ccserver.net.intake import address_text
 from ccserver.net.lane import NOTHING, Lane
 from ccserver.net.transport import DirectServer
 from ccserver.net.turnstile import Turnstile
@@ -58,36 +58,38 @@ class PacketProtocol(Protocol):
 
     _closing: Closing | None = None
     _eof = False
+    _left = False  # the lane has nothing to do any more
 
     def __init__(self, factory: PacketFactory, peer: str) -> None:
+        """@param peer: the client's address, C{host:port}."""
         self.factory = factory
         self.transport = None
-        self._peer = peer
+        self.peer = peer
 
     def connectionMade(self) -> None:
         factory = self.factory
-        self.transport.setTcpNoDelay(True)
-        session_id, now = factory.connections.next_id(), factory.clock.seconds()
-        self.session = Session(session_id, self._peer, factory.server, factory.limits, now)
-        self._decoder = self.session.decoder
-        self.lane = Lane(self.session, self, factory.dispatch)
+        connections = factory.connections
+        session = factory.pattern.another(connections.next_id(), self.peer, factory.clock.seconds())
+        self.session = session
+        self._decoder = session.decoder
+        self.lane = factory.dispatch.lane(session, self)
         self._attend()
-        factory.connections.add(self)
+        connections.add(self)
         self.lane.start()
-        if factory.connections.crowds(self):
+        if connections.crowds(self):
             self.close(CloseReason.ADDRESS_LIMIT)
         if self.first:
             self.dataReceived(self.first)
             self.first = b""
-        if factory.connections.draining:
+        if connections.draining:
             self.finish()
 
     def _attend(self) -> None:
         """Let the transport tell lane and session of what happens."""
-        self.transport.registerProducer(self.lane, True)
-        attend = getattr(self.transport, "attend", None)
-        if attend is not None:
-            attend(self._decoder, self.lane, self.factory.timed)
+        if isinstance(self.transport, DirectServer):
+            self.transport.attend(self._decoder, self.lane, self.factory.timed)
+        else:
+            self.transport.registerProducer(self.lane, True)
 
     def dataReceived(self, data: bytes) -> None:
         out = self.receive(self._decoder.feed(data))
@@ -142,18 +144,27 @@ class PacketProtocol(Protocol):
 
     def end_in_order(self) -> None:
         """Nothing comes any more: close when all that was taken is answered."""
-        self.end_delay()
+        if self.delay is not None:
+            self.end_delay()
         self.lane.finish()
 
     def readConnectionLost(self) -> None:
         """The client sends no more; it may still wait for replies."""
         self._eof = True
-        if self.flushing:
+        closing = self._closing
+        if closing is not None and closing.flushing:
             self.transport.loseConnection()
-        else:
+            return
+        at_once = closing is None and self.delay is None and self.session.close_reason is None
+        if at_once and getattr(self.transport, "ends_at_once", False) and self.lane.leave():
+            # as below, here for the sake of speed: most clients leave when all is answered
+            self._left = True
             self.session.end_of_stream()
-            if self.session.close_reason is not None:
-                self.end_in_order()
+            self.transport.end()
+            return
+        self.session.end_of_stream()
+        if self.session.close_reason is not None:
+            self.end_in_order()
 
     def writeConnectionLost(self) -> None:
         """All that was sent is on its way, and our end of stream behind it."""
@@ -165,14 +176,18 @@ class PacketProtocol(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.lost = True
-        self.end_delay()
-        self._end_closing()
-        session = self.session
-        session.stop(CloseReason.CLIENT_RESET)
-        self.factory.connections.remove(self)
-        if self.factory.log_ends:
+        if self.delay is not None:
+            self.end_delay()
+        if self._closing is not None:
+            self._end_closing()
+        session, factory = self.session, self.factory
+        if session.close_reason is None:
+            session.stop(CloseReason.CLIENT_RESET)
+        factory.connections.remove(self)
+        if factory.log_ends:
             self._log_end()
-        self.lane.lost(session.close_reason or CloseReason.CLIENT_RESET)
+        if not self._left:
+            self.lane.lost(session.close_reason or CloseReason.CLIENT_RESET)
 
     def adopt(self, transport: DirectServer, carried: Carried, unsent: list[bytes]) -> None:
         """Go on with a connection that comes from another process.
@@ -418,6 +433,7 @@ class PacketFactory(Factory):
         """
         self.server = server
         self.limits = limits
+        self.pattern = Session(0, "-", server, limits, 0.0)
         self.timed = limits.timed
         self.connections = connections
         self.dispatch = dispatch
@@ -439,11 +455,9 @@ class PacketFactory(Factory):
         """
         if carried.id in self.connections:
             raise ValueError(f"there is a connection {carried.id} already")
-        client: tuple[Any, ...] = ("-", 0)  # as long as there is none, as reading will tell
-        with suppress(OSError):
-            client = sock.getpeername() or client
+        sock.setblocking(False)
         protocol = PacketProtocol(self, carried.peer)
-        transport = DirectServer(sock, protocol, client, None, 0, self.clock)
+        transport = DirectServer(sock, protocol, ("-", 0), None, 0, self.clock)
         try:
             protocol.adopt(transport, carried, unsent)
         except ValueError:
@@ -482,11 +496,3 @@ class PacketFactory(Factory):
         more = connections.admit_line(reason)
         if more is not None:
             self.log.warn("{reason}: {peer} refused{more}", reason=reason, peer=peer, more=more)
-
-
-def address_text(address: Any) -> str:
-    """C{host:port} of an L{IPv4Address} or L{IPv6Address}; C{-} of anything else."""
-    host, port = getattr(address, "host", None), getattr(address, "port", None)
-    if host is None:
-        return "-"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

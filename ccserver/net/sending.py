@@ -206,7 +206,8 @@ class Sender:
         if outbox is not None:
             self._dispatch.behind.discard(self)
             outbox.clear()
-        self._dismiss_waiters()
+        if self._waiters is not None:
+            self._dismiss_waiters()
 
     def _call_back(self) -> None:
         """See to it that what handlers return now comes to L{_emit}, if some are running."""
@@ -294,7 +295,8 @@ class Sender:
         """Let the transport have all that waits, for nothing comes behind it."""
         if self._outbox is not None:
             self._peer.transport.writeSequence(self._outbox.contents())
-        self.silence()
+        if not self._silent:
+            self.silence()
 
     def _has_room(self) -> bool:
         return self._outbox is None or (not self._full and self._outbox.has_room)

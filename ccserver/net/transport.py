@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import abstract, main, tcp
-from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionAborted
+from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocolFactory
+from twisted.python import log
 from twisted.python.failure import Failure
 
+from ccserver.core.copying import another
 from ccserver.core.framing import FrameDecoder, Packet
 from ccserver.native import native
-from ccserver.net.intake import Intake, accept_waiting
+from ccserver.net.intake import Endpoint, Intake, accept_waiting, address_text
 
 if TYPE_CHECKING:
     from ccserver.net.lane import Lane
@@ -68,6 +71,7 @@ class DirectServer(tcp.Server):
     # what packets and flushes look at, here and in the compiled part; and what each instance has
     __slots__ = (
         "TLS",
+        "_client",
         "_corked",
         "_decoder",
         "_fd",
@@ -79,19 +83,15 @@ class DirectServer(tcp.Server):
         "_tempDataLen",
         "_writeDisconnected",
         "_written",
-        "client",
         "connected",
         "dataBuffer",
         "disconnected",
         "disconnecting",
-        "hostname",
         "offset",
         "producer",
         "producerPaused",
         "protocol",
         "reactor",
-        "server",
-        "sessionno",
         "socket",
         "streamingProducer",
     )
@@ -109,8 +109,27 @@ class DirectServer(tcp.Server):
     stopWriting: Any
     stopReading: Any
     _maybePauseProducer: Any
+    _closeSocket: Any
 
-    def __init__(self, sock: Any, *arguments: Any) -> None:
+    def __init__(
+        self,
+        sock: Any,
+        protocol: Any,
+        client: tuple[str, int],
+        server: object,
+        number: object,
+        reactor: Any,
+    ) -> None:
+        """As Twisted's, which is not called: it makes names for logs, which are hardly ever asked.
+
+        @param sock: must not block.
+        @param client: the client's host and port.
+        """
+        self.prepare(reactor)
+        self.open(sock, protocol, client)
+
+    def prepare(self, reactor: Any) -> None:
+        """Be ready to open on C{reactor}, or to be the pattern of some that are."""
         self.TLS = self._writeDisconnected = self._limited = False
         self.connected = self.disconnected = self.disconnecting = 0
         self.producer: Any = None
@@ -121,18 +140,25 @@ class DirectServer(tcp.Server):
         self._written = 0  # bytes since something was corked, about
         self._held_back = False  # nothing that is written is sent
         self._decoder = self._lane = None
-        self._fd = sock.fileno()
-        tcp.Server.__init__(self, sock, *arguments)
-        # 286 bytes for what is hardly ever asked; not by way of __dict__: once that is made, each
-        # look at an attribute takes twice as long
-        for name in ("logstr", "repstr", "fileno"):
-            with suppress(AttributeError):
-                delattr(self, name)
-        self._tempDataBuffer = NOTHING
-        self._flush_later: Any = getattr(self.reactor, "flush_later", None)
+        self._tempDataBuffer, self._tempDataLen = NOTHING, 0
+        self.reactor = reactor
+        self._flush_later: Any = getattr(reactor, "flush_later", None)
+
+    def open(self, sock: Any, protocol: Any, client: tuple[str, int]) -> None:
+        """Begin, see L{__init__}."""
+        self._client: str = getattr(protocol, "peer", None) or address_text(Endpoint(*client))
+        self._fd = fd = sock.fileno()
+        self.socket, self.protocol = sock, protocol
+        if self._flush_later is not None:
+            self.reactor.begin(self, fd)
+        else:
+            self.reactor.addReader(self)
+        self.connected = 1
 
     def attend(self, decoder: FrameDecoder, lane: Lane, limited: bool) -> None:
         """From now on feed what is read to C{decoder}, and its packets to C{protocol.receive}.
+
+        C{lane} is its producer, too.
 
         What that returns is sent at the end of the turn. On another reactor than ours the
         protocol is told of data, as any is. The compiled part does itself what C{receive} does
@@ -140,15 +166,26 @@ class DirectServer(tcp.Server):
 
         @param limited: the session is to admit the packets, see L{Session.admit}.
         """
+        self.producer, self.streamingProducer = lane, True
         if self._flush_later is not None:
             self._decoder, self._lane, self._limited = decoder, lane, limited
 
     def fileno(self) -> int:
         return self._fd
 
+    def getPeer(self) -> IPv4Address | IPv6Address:
+        host, _, port = self._client.rpartition(":")
+        if host.startswith("["):
+            return IPv6Address("TCP", host[1:-1], int(port))
+        return IPv4Address("TCP", host, int(port))
+
+    def getHost(self) -> IPv4Address | IPv6Address:
+        address = self.socket.getsockname()
+        return (IPv4Address if len(address) == 2 else IPv6Address)("TCP", *address)
+
     def logPrefix(self) -> str:
         protocol = getattr(self, "protocol", None)  # there is none once it is closed
-        return f"{type(protocol).__name__},{self.sessionno},{self.hostname}"
+        return f"{type(protocol).__name__},{self._client}"
 
     def __repr__(self) -> str:
         return f"<{self.logPrefix()}>"
@@ -302,22 +339,36 @@ class DirectServer(tcp.Server):
 
         Where there is nothing left to send, that takes no further turn.
         """
+        if not IHalfCloseableProtocol.providedBy(self.protocol):
+            self.connectionLost(reason)
+            return
         self._at_end = True
         try:
-            tcp.Server.readConnectionLost(self, reason)
+            self.protocol.readConnectionLost()
+        except BaseException:
+            log.err()
+            self.connectionLost(Failure())
         finally:
-            del self._at_end
+            self._at_end = False
         if self.disconnecting and self.connected:
-            self.flush()
-            if self.behind or self.producer is not None:
-                self.startWriting()
-            else:
+            if self._corked is not None:
+                self.flush()
+            if self.producer is None and not (self._tempDataLen or self.dataBuffer):
                 self.connectionLost(reason)
+            else:
+                self.startWriting()
 
     @property
     def ends_at_once(self) -> bool:
         """Whether the connection is gone as soon as the protocol returns, if it ends it now."""
-        return self._at_end and not self.unsent and not self._writeDisconnected
+        if not self._at_end or self._writeDisconnected:
+            return False
+        return not (self._corked or self._tempDataLen or self.dataBuffer)
+
+    def end(self) -> None:
+        """Close when the protocol returns: it has found that the connection L{ends_at_once}."""
+        self.producer = None
+        self.disconnecting = self.connected
 
     def loseConnection(self) -> None:
         if self._at_end and not self._writeDisconnected:
@@ -333,12 +384,24 @@ class DirectServer(tcp.Server):
         tcp.Server.startTLS(self, *arguments)
 
     def connectionLost(self, reason: Failure) -> None:
+        """As Twisted's, which is not called: it asks the reason for its type by name."""
+        if self.disconnected:
+            return  # it is gone already
         self._decoder = self._lane = self._corked = None  # the protocol is not ours any more
-        self.fileno = self.fileno  # type: ignore[method-assign]
-        try:
-            tcp.Server.connectionLost(self, reason)  # which deletes that
-        finally:
-            self._fd = -1
+        self.connected, self.disconnected = 0, 1
+        producer, self.producer = self.producer, None
+        if producer is not None:
+            producer.stopProducing()
+        if self._flush_later is not None:
+            self.reactor.forget(self._fd)
+        else:
+            self.stopReading()
+            self.stopWriting()
+        self._closeSocket(not isinstance(reason.value, ConnectionAborted))
+        protocol = self.protocol
+        del self.protocol, self.socket
+        self._fd = -1
+        protocol.connectionLost(reason)
 
     def abortConnection(self) -> None:
         tcp.Server.abortConnection(self)
@@ -352,17 +415,17 @@ class DirectPort(tcp.Port):
     Closing it leaves the other holders of the socket accepting.
 
     @ivar intake: decides whether it accepts; None: it does.
+    @ivar no_delay: the connections that it accepts from now on have TCP_NODELAY; else they may have
+        come before it was set.
     """
 
-    transport: Any = DirectServer
     intake: Intake | None = None
+    no_delay = False
     numberAccepts: int
-    sessionno: int
     connected: bool
     disconnecting: bool
     startReading: Callable[[], None]
     stopReading: Callable[[], None]
-    _buildAddr: Any
 
     def __init__(
         self,
@@ -384,9 +447,24 @@ class DirectPort(tcp.Port):
             if size:
                 # the kernel makes it twice as much, for what it needs itself
                 listening.setsockopt(socket.SOL_SOCKET, option, size)
+        # those to come inherit it on Linux, so it need not be set for each
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         interface = listening.getsockname()[0]
         tcp.Port.__init__(self, 0, factory, 0, interface, reactor)
         self._preexistingSocket = listening
+        self._pattern = object.__new__(DirectServer)
+        self._pattern.prepare(reactor)
+
+    def open(self, sock: Any, protocol: Any, client: tuple[str, int]) -> DirectServer:
+        """The transport of a connection that was accepted."""
+        if another is None:
+            return DirectServer(sock, protocol, client, self, 0, self.reactor)
+        transport: DirectServer = another(self._pattern)
+        transport.open(sock, protocol, client)
+        return transport
+
+    def _buildAddr(self, address: tuple[str, int]) -> Endpoint:
+        return Endpoint(*address)
 
     def doRead(self) -> None:
         accept_waiting(self)

@@ -37,8 +37,6 @@ class Machine:
         self.now = 1000.0
         self.workers: list[MovingWorker] = []
         self.reactor_class: Any = DirectReactor
-        # the connections are UNIX sockets, which have no such option
-        test.patch(DirectServer, "setTcpNoDelay", lambda transport, enabled: None)  # type: ignore[attr-defined]
         test.addCleanup(self.stop)
 
     def worker(self, app: App, limits: SessionLimits | None = None, **more: Any) -> MovingWorker:
@@ -147,6 +145,7 @@ class MovingWorker:
         @param buffer: bytes that the kernel holds of what is sent to the client, about.
         """
         ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
         if buffer is not None:
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         protocol = PacketProtocol(self.factory, "192.0.2.1:5000")

@@ -5,15 +5,26 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase
 
+from ccserver.native import native
 from ccserver.net import intake
-from ccserver.net.intake import LINE_INTERVAL, MOST_ACCEPTS, PAUSE, Intake
-from ccserver.net.transport import DirectPort
-from tests.net.sockets import FakeSocket
+from ccserver.net.intake import (
+    LINE_INTERVAL,
+    MOST_ACCEPTS,
+    PAUSE,
+    Endpoint,
+    Intake,
+    address_text,
+)
+from ccserver.net.reactor import DirectReactor
+from ccserver.net.transport import DirectPort, DirectServer
+from tests.net.sockets import FakeSocket, Wire
 from tests.net.test_transport import ListeningSocket
 from tests.support import FakeReactor, logged, texts
 
@@ -213,3 +224,109 @@ class IntakeTests(SynchronousTestCase):
         self.ports[0].stopListening()
         self.intake.open("one")
         self.assertNotIn(self.ports[0], self.reactor.readers)
+
+
+class NoDelayTests(SynchronousTestCase):
+    """Replies go out at once: the port has TCP_NODELAY, and its connections inherit it."""
+
+    OPTION = (socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    def setUp(self) -> None:
+        self.wire = Wire(self, DirectReactor, DirectServer)
+        self.door = Door(2_000_000)
+        factory = Factory.forProtocol(Protocol)
+        factory.noisy = False
+        self.port = DirectPort(self.door, factory, self.wire.reactor)
+        self.port.startListening()
+
+    def come(self, count: int) -> list[FakeSocket]:
+        made = [FakeSocket(2_000_001 + n) for n in range(count)]
+        self.door.waiting += made
+        return made
+
+    def test_the_port_has_it(self):
+        self.assertEqual(self.door.options[self.OPTION], 1)
+
+    def test_those_that_came_before_the_port_had_it_are_given_it_and_no_others(self):
+        self.port.numberAccepts = 2
+        early = self.come(5)
+        self.port.doRead()
+        self.port.doRead()
+        late = [FakeSocket(2_000_101), FakeSocket(2_000_102)]
+        self.door.waiting += late
+        self.port.doRead()
+        self.assertEqual([s.options.get(self.OPTION) for s in early], [1] * 5)
+        self.assertEqual([s.options.get(self.OPTION) for s in late], [None] * 2)
+
+    def test_what_is_accepted_inherits_it(self):
+        listening = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listening.close)
+        DirectPort(listening, Factory(), self.wire.reactor)
+        client = socket.create_connection(listening.getsockname())
+        self.addCleanup(client.close)
+        sock, _ = intake.accept(listening)
+        self.addCleanup(sock.close)
+        self.assertTrue(sock.getsockopt(*self.OPTION))
+
+
+class AcceptTests(SynchronousTestCase):
+    """Both ways to accept a connection, from a real kernel."""
+
+    def setUp(self) -> None:
+        self.patch(intake, "native", native)
+
+    def ways(self, address: str) -> Iterator[tuple[socket.socket, Any, Any]]:
+        """A listening socket, a client that waits there, and what accepts it."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        for compiled in (None,) if native is None else (native, None):
+            self.patch(intake, "native", compiled)
+            with socket.create_server((address, 0), family=family) as listening:
+                listening.setblocking(False)
+                with socket.create_connection(listening.getsockname()[:2]) as client:
+                    yield listening, client, intake.accept
+
+    def test_it_has_the_socket_and_the_client_s_address(self):
+        for address in ("127.0.0.1", *(("::1",) if has_ipv6() else ())):
+            for listening, client, accept in self.ways(address):
+                sock, (host, port) = accept(listening)
+                self.assertEqual((host, port), client.getsockname()[:2])
+                client.sendall(b"hello")
+                self.assertEqual(sock.recv(9), b"hello")
+                self.assertEqual(sock.getpeername(), client.getsockname())
+                sock.close()
+                self.assertEqual(client.recv(9), b"")
+
+    def test_the_socket_neither_blocks_nor_is_left_to_programs(self):
+        for listening, _, accept in self.ways("127.0.0.1"):
+            sock, _ = accept(listening)
+            self.assertFalse(os.get_blocking(sock.fileno()))
+            self.assertFalse(os.get_inheritable(sock.fileno()))
+            self.assertEqual(sock.gettimeout(), 0.0)
+            self.assertRaises(BlockingIOError, sock.recv, 1)
+            sock.close()
+
+    def test_nobody_there_is_a_blocking_io_error(self):
+        for listening, _, accept in self.ways("127.0.0.1"):
+            accept(listening)[0].close()
+            self.assertRaises(BlockingIOError, accept, listening)
+
+    def test_other_errors_have_their_number(self):
+        for _, client, accept in self.ways("127.0.0.1"):
+            error = self.assertRaises(OSError, accept, client)
+            self.assertEqual(error.errno, errno.EINVAL)
+
+    def test_a_client_is_named_by_its_host_and_port(self):
+        for endpoint, text in (
+            (Endpoint("192.0.2.1", 5), "192.0.2.1:5"),
+            (Endpoint("fe80::1%eth0", 5), "[fe80::1%eth0]:5"),
+        ):
+            self.assertEqual(address_text(endpoint), text)
+
+
+def has_ipv6() -> bool:
+    """Whether there is a loopback for it."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True

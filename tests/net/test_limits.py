@@ -617,10 +617,10 @@ class CostTests(MovingCase):
         self.old = self.machine.worker(self.app, SessionLimits())
         client = self.client = self.old.connect()
         transport = client.protocol.transport
-        self.assertEqual(repr(transport), "<PacketProtocol,0,192.0.2.1>")
+        self.assertEqual(repr(transport), "<PacketProtocol,192.0.2.1:5000>")
         client.sock.close()
         self.machine.until(lambda: self.old.counts.closed)
-        self.assertEqual(repr(transport), "<NoneType,0,192.0.2.1>")
+        self.assertEqual(repr(transport), "<NoneType,192.0.2.1:5000>")
 
 
 class MovedTests(MovingCase):

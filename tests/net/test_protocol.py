@@ -16,7 +16,8 @@ from ccserver.core.limits import FloodLimit, Heartbeat, SessionLimits
 from ccserver.core.session import CloseReason, Session
 from ccserver.net.closing import CloseTimeouts
 from ccserver.net.connections import LINES_PER_SECOND
-from ccserver.net.protocol import FINAL_READS, address_text
+from ccserver.net.intake import address_text
+from ccserver.net.protocol import FINAL_READS
 from tests.core.test_framing import header, spoiled
 from tests.support import FakeConnection, FakeWorker, connect, logged, texts
 
@@ -81,9 +82,6 @@ class ProtocolCase(SynchronousTestCase):
 
 
 class EndTests(ProtocolCase):
-    def test_small_packets_are_not_held_back(self):
-        self.assertTrue(self.connect().transport.no_delay)
-
     def test_a_client_that_closes_between_packets(self):
         client = self.connect()
         client.receive((ECHO, b"a"))

@@ -98,9 +98,7 @@ class Kernel:
         old.transport.socket = FakeSocket(-1)
         old.gone()
         self.protocol = PacketProtocol(self.factory, carried.peer)
-        client = ("10.0.0.9", 5000)
-        transport = DirectServer(self.socket, self.protocol, client, None, 0, self.wire.reactor)
-        transport.repstr = "adopted"
+        transport = DirectServer(self.socket, self.protocol, ("-", 0), None, 0, self.wire.reactor)
         self.transport = transport
         self.protocol.adopt(transport, carried, unsent)
 

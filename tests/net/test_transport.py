@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from twisted.internet import tcp
 from twisted.internet.abstract import FileDescriptor
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
@@ -33,6 +34,7 @@ from ccserver.core.framing import FrameDecoder, encode
 from ccserver.core.session import Session
 from ccserver.native import native
 from ccserver.net import transport as direct
+from ccserver.net.peer import NOBODY
 from ccserver.net.reactor import DirectReactor
 from ccserver.net.transport import DirectPort, DirectServer
 from tests.core.test_framing import header
@@ -519,6 +521,30 @@ class DirectCostTests(CostMixin, TransportCase):
 
         return Failure(ConnectionLost())
 
+    def test_it_knows_its_client_also_when_it_is_closed(self):
+        for peer, kind, host in (
+            ("192.0.2.1:5000", IPv4Address, "192.0.2.1"),
+            ("[2001:db8::1]:5000", IPv6Address, "2001:db8::1"),
+        ):
+            protocol = HalfCloser()
+            protocol.peer = peer
+            transport, socket = self.wire.connect(protocol)
+            self.assertEqual(transport.getPeer(), kind("TCP", host, 5000))
+            socket.broken = RESET
+            self.wire.settle()
+            self.assertEqual(transport.getPeer(), kind("TCP", host, 5000))
+
+    def test_and_its_own_address(self):
+        for address, kind in ((("10.0.0.1", 5), IPv4Address), (("::1", 5, 0, 0), IPv6Address)):
+            self.socket.getsockname = lambda address=address: address
+            self.assertEqual(self.transport.getHost(), kind("TCP", *address))
+
+    def test_what_the_kernel_lost_is_told_once(self):
+        self.transport.connectionLost(self.failure())
+        self.transport.connectionLost(self.failure())
+        self.assertEqual(len(self.protocol.lost), 1)
+        self.assertEqual(self.transport.fileno(), -1)
+
 
 class DirectOnStockCostTests(CostMixin, TransportCase):
     reactor = EPollReactor
@@ -656,6 +682,26 @@ class PacketsMixin:
         self.wire.settle()
         self.assertEqual(self.socket.received, encode(1, b"first") + encode(1, b"a"))
         self.assertEqual(self.socket.shut, [1])
+
+    def test_a_client_that_leaves_when_all_is_answered_is_gone_at_once_and_let_go(self):
+        self.receive(encode(1, b"a"))
+        self.wire.settle()
+        session, lane = self.client.session, self.client.lane
+        self.receive(b"")
+        if self.server is not DirectServer:
+            self.wire.settle()  # Twisted's takes a turn more
+        self.assertEqual(self.worker.counts.closed, {"client_closed": 1})
+        self.assertEqual(len(self.worker.connections), 0)
+        self.assertTrue(self.socket.closed)
+        self.assertFalse(self.socket.was_reset)
+        self.assertEqual(self.wire.poller.watched.get(self.socket.fd), None)
+        self.assertTrue(lane.ending)
+        session.send(1, b"too late")
+        session.close()
+        self.wire.settle()
+        self.assertEqual(self.socket.received, encode(1, b"a"))
+        self.assertIs(lane._peer, NOBODY)
+        self.assertEqual(self.worker.reactor.getDelayedCalls(), [])
 
     def test_a_half_closed_client_gets_its_replies(self):
         self.receive(encode(1, b"a"), b"")
