@@ -1,10 +1,14 @@
-"""Lets trial's asynchronous test cases run under pytest-twisted, on the one reactor it keeps."""
+"""Lets trial's asynchronous test cases run under pytest-twisted, on the one reactor it keeps; and
+has several processes that share the tests begin with those that take long.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+
+from tests import order
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,3 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest_twisted.blockon(done)
 
     _asynctest.TestCase._wait = wait
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # of pytest-xdist
+        items.sort(key=lambda item: order.place(item.nodeid))

@@ -24,7 +24,7 @@ from twisted.internet.error import (
 )
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
-from twisted.logger import LogEvent, eventAsText, globalLogPublisher
+from twisted.logger import LogEvent, eventAsText, globalLogBeginner, globalLogPublisher
 from twisted.python.failure import Failure
 
 from ccserver.app import App
@@ -41,6 +41,10 @@ from ccserver.net.protocol import PacketFactory
 
 PATIENCE = 20.0
 """Seconds of real time that a test waits for a thread before it fails."""
+
+
+# until somebody begins, the last 200 events are kept, and with a failure what its frames had open
+globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
 
 
 class FakeReactor(Clock):

@@ -15,6 +15,7 @@ from ccserver.core.session import Session
 from ccserver.errors import ConnectionClosed
 from ccserver.message import Message, field
 from tests.authority import Authority
+from tests.support import folder
 
 app = App()
 
@@ -174,18 +175,17 @@ class CheckTests(Case):
         self.output("check", self.write(text.replace(" tls", "")))
 
     def test_relative_paths_begin_where_the_server_runs(self):
-        folder = self.mktemp()
-        os.mkdir(folder)
-        with open(os.path.join(folder, "a.pem"), "wb") as file:
+        made = os.path.relpath(folder(self))
+        with open(os.path.join(made, "a.pem"), "wb") as file:
             file.write(b"".join(Authority().issue("localhost")))
         os.chmod(file.name, 0o600)
         path = self.write("Listen = 127.0.0.1:1 tls\nTlsCertificate = a.pem\n")
         self.assertIn("/a.pem: No such file or directory", self.complaint("check", path))
-        shown = self.output("check", path, "--rundir", folder)
-        self.assertIn(f"TlsCertificate = {os.path.abspath(folder)}/a.pem\n", shown)
+        shown = self.output("check", path, "--rundir", made)
+        self.assertIn(f"TlsCertificate = {os.path.abspath(made)}/a.pem\n", shown)
         ran = []
         self.patch(starting, "run_twistd", ran.append)
-        self.output("start", "--config", path, "-d", folder)
+        self.output("start", "--config", path, "-d", made)
         self.assertEqual(len(ran), 1)
 
     def test_an_application_that_is_not_there_is_an_error(self):
@@ -196,11 +196,10 @@ class CheckTests(Case):
         )
 
     def test_one_that_is_there_is_not_imported(self):
-        folder = os.path.abspath(self.mktemp())
-        os.mkdir(folder)
-        with open(os.path.join(folder, "checked_only.py"), "w") as file:
+        made = folder(self)
+        with open(os.path.join(made, "checked_only.py"), "w") as file:
             file.write("raise ValueError\n")
-        self.output("check", self.write(f"App = checked_only:app\nAppPath = {folder}\n"))
+        self.output("check", self.write(f"App = checked_only:app\nAppPath = {made}\n"))
 
     def test_a_log_that_is_a_folder_is_an_error(self):
         path = self.write("\nLog = /\n")

@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+import tests.properties  # noqa: F401
 from ccserver.config import Address, Config, Listener, NetSettings, check
 from ccserver.config.conffile import MAX_BYTES, MAX_ERRORS
 from ccserver.config.keys import KNOWN, PARTS, SECTIONS

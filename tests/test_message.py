@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+import tests.properties  # noqa: F401
 from ccserver.errors import BadBody
 from ccserver.message import Message, field
 

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from sqlalchemy import URL
 from twisted.trial.unittest import SynchronousTestCase
 
+import tests.properties  # noqa: F401
 from ccserver.accounts.dbinfo import database_url, names_no_database
 from ccserver.errors import ConfigError
 

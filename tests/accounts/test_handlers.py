@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from twisted.logger import LogLevel, capturedLogs, eventAsJSON, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
+import tests.properties  # noqa: F401
 from ccserver.accounts import app, handlers
 from ccserver.accounts.messages import Login, LoginReply, Register, RegisterReply, Result
 from ccserver.accounts.passwords import Passwords

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+import tests.properties  # noqa: F401
 from ccserver.accounts.messages import Result
 from ccserver.accounts.registrar import Registrar, is_name, is_password
 

@@ -30,7 +30,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(ccserver.__file__)))
 ECHO = "tests.functional.apps:echo"
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
 FIGURES = "CCSERVER_TEST_FIGURES"
-TIMEOUT = 30.0
+TIMEOUT = 60.0
+"""Seconds that a test waits before it fails: a machine that is full of others takes its time."""
+
 PAUSE = 0.01
 
 

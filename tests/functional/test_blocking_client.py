@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+import tests.properties  # noqa: F401
 from ccserver.client import Client
 from ccserver.client.blocking import LONGEST_WAIT, MAX_PUSHES, WINDOW
 from ccserver.core.framing import encode

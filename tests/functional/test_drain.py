@@ -10,7 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.functional import apps
 from tests.functional.operator import Operator
-from tests.functional.server import ServerProcess, children, title, wait_until
+from tests.functional.server import TIMEOUT, ServerProcess, children, title, wait_until
+from tests.functional.stopwatch import Stopwatch
 
 IDLE = 40
 SPREAD = 2.0
@@ -29,29 +30,31 @@ class DrainTests(SynchronousTestCase):
         busy = server.connect()
         self.addCleanup(busy.close)
         busy.send((apps.SLEEP, b"500"))
-        operator.ask("stop", graceful=True)
-        began = time.monotonic()
-        wait_until(lambda: "connections left" in operator.status()["doing"], "the figure")
-        (pid,) = children(server.master)
-        self.assertIn("is shutting down (", title(pid))
-        last = clients[-1]
-        last.ask(apps.REACTOR, b"its turn has not come")
         ends = []
-        poll = select.poll()
-        waiting = {client.socket.fileno(): client for client in clients}
-        for fd in waiting:
-            poll.register(fd, select.POLLIN)
-        while waiting and time.monotonic() - began < 15:
-            for fd, _ in poll.poll(1000):
-                client = waiting.pop(fd)
-                poll.unregister(fd)
-                self.assertEqual(client.rest(), [])
-                client.close()
-                ends.append(time.monotonic() - began)
+        with Stopwatch(server) as watch:
+            operator.ask("stop", graceful=True)
+            began = time.monotonic()
+            wait_until(lambda: "connections left" in operator.status()["doing"], "the figure")
+            (pid,) = children(server.master)
+            self.assertIn("is shutting down (", title(pid))
+            last = clients[-1]
+            last.ask(apps.REACTOR, b"its turn has not come")
+            poll = select.poll()
+            waiting = {client.socket.fileno(): client for client in clients}
+            for fd in waiting:
+                poll.register(fd, select.POLLIN)
+            while waiting and time.monotonic() - began < TIMEOUT:
+                for fd, _ in poll.poll(1000):
+                    client = waiting.pop(fd)
+                    poll.unregister(fd)
+                    self.assertEqual(client.rest(), [])
+                    client.close()
+                    ends.append(time.monotonic())
         self.assertEqual(len(ends), IDLE)
-        self.assertGreater(max(ends), SPREAD / 2)
-        first_half = sum(end < SPREAD / 2 for end in ends)
-        self.assertTrue(IDLE / 5 < first_half < IDLE * 4 / 5, ends)
+        self.assertGreater(max(ends) - began, SPREAD / 2)
+        # others can make them late, and not early
+        self.assertLess(IDLE / 5, sum(watch.own(began, end) < SPREAD / 2 for end in ends), ends)
+        self.assertLess(sum(end - began < SPREAD / 2 for end in ends), IDLE * 4 / 5, ends)
         self.assertEqual(busy.rest(), [(apps.SLEEP, b"500")])
         busy.close()
         self.assertEqual(server.wait(), 0)
@@ -65,8 +68,9 @@ class DrainTests(SynchronousTestCase):
         for client in clients:
             self.addCleanup(client.close)
             client.ask(apps.PING)
-        seconds = server.stop(signal.SIGQUIT)
+        with Stopwatch(server) as watch:
+            server.stop(signal.SIGQUIT)
         self.assertEqual(server.wait(), 0)
-        self.assertGreater(seconds, 0.9)
-        self.assertLess(seconds, 4.0)
+        self.assertGreater(watch.elapsed, 0.9)
+        self.assertLess(watch.seconds, 4.0)
         self.assertIn("closed: shutdown", server.log)

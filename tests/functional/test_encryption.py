@@ -18,6 +18,7 @@ from tests.authority import Authority, written
 from tests.functional.codes import CLOSE, LATER, REACTOR, THREAD
 from tests.functional.operator import Operator, Refused
 from tests.functional.server import TIMEOUT, Client, ServerProcess, free_port, measured, wait_until
+from tests.functional.stopwatch import Stopwatch
 
 
 class TlsClient(Client):
@@ -179,17 +180,20 @@ class RefusalTests(TlsCase):
         server = self.running(TlsHandshakeTimeout="2s")
         stalling, halfway = Client(self.tls), Client(self.tls)
         halfway.socket.sendall(b"\x16\x03\x01\x02\x00\x01")
-        start = time.monotonic()
-        for data in (encode(REACTOR, bytes(100)), b"GET / HTTP/1.0\r\n\r\n"):
-            with Client(self.tls) as clear:
-                clear.socket.sendall(data)
-                _until_closed(clear)
-        self.assertLess(time.monotonic() - start, 1.0)
-        for client in (stalling, halfway):
-            with client:
-                _until_closed(client)
-        self.assertTrue(1.9 < time.monotonic() - start < 4, time.monotonic() - start)
-        wait_until(lambda: server.log.count("tls: 127.0.0.1:") == 4, "four refusals", 5)
+        with Stopwatch(server) as watch:
+            start = time.monotonic()
+            for data in (encode(REACTOR, bytes(100)), b"GET / HTTP/1.0\r\n\r\n"):
+                with Client(self.tls) as clear:
+                    clear.socket.sendall(data)
+                    _until_closed(clear)
+            closed = time.monotonic()
+            for client in (stalling, halfway):
+                with client:
+                    _until_closed(client)
+        self.assertLess(watch.own(start, closed), 1.0)
+        self.assertGreater(watch.elapsed, 1.9)
+        self.assertLess(watch.seconds, 4)
+        wait_until(lambda: server.log.count("tls: 127.0.0.1:") == 4, "four refusals")
         self.assertEqual(self.connect().ask(REACTOR, b"x"), b"x")
 
     def test_a_client_that_never_reads_is_cut_at_the_end(self):

@@ -20,6 +20,7 @@ from benchmarks.table import aligned
 from ccserver.core.framing import encode
 from tests.functional.packet_server import Respond, listening
 from tests.functional.server import wait_until
+from tests.support import folder
 
 ROOT = Path(ccserver.__file__).parent.parent
 DEADLINE = 60
@@ -30,9 +31,9 @@ class CommandCase(SynchronousTestCase):
 
     def run_command(self, *arguments: str) -> tuple[str, dict]:
         """What it prints, and its JSON."""
-        written = Path(self.mktemp())
+        written = Path(folder(self)) / "written"
         done = subprocess.run(
-            [sys.executable, "-m", *arguments, f"--json={written.absolute()}"],
+            [sys.executable, "-m", *arguments, f"--json={written}"],
             capture_output=True,
             text=True,
             check=False,

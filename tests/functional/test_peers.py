@@ -21,6 +21,7 @@ from benchmarks.generator import (
 from benchmarks.processes import leaves
 from benchmarks.servers import HOST, SERVERS, RunningServer, Server, ServerError, StartError
 from ccserver.core.framing import FrameDecoder, encode
+from tests.support import folder
 
 TIMEOUT = 10.0
 MAX_PACKET = 29000
@@ -122,8 +123,7 @@ class BuildTests(SynchronousTestCase):
     """Programs are built once, by the first way that works."""
 
     def setUp(self) -> None:
-        self.folder = Path(self.mktemp())
-        self.folder.mkdir()
+        self.folder = Path(folder(self))
         self.source = self.folder / "source"
         self.source.write_text("the source")
         self.patch(building, "BUILD", self.folder / "built")

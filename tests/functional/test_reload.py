@@ -12,10 +12,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.core.framing import encode
 from tests.functional import apps
-from tests.functional.disturbance import Disturbance
 from tests.functional.operator import Operator
 from tests.functional.server import ECHO, Client, ServerProcess, free_port, measured, wait_until
-from tests.functional.traffic import Traffic
+from tests.functional.stopwatch import Stopwatch
+from tests.functional.traffic import LONGEST_PAUSE, Traffic
 
 CONNECTIONS = 2000
 RELOADS = 20
@@ -48,25 +48,25 @@ class ReloadCase(SynchronousTestCase):
 class TrafficTests(ReloadCase):
     def test_twenty_reloads_in_a_row_cut_lose_double_and_reorder_nothing(self):
         server = self.serve(workers=2, LogLevel=6)
-        quiet, disturbed = [], []
+        pauses, own = [], []
         with Traffic(server.port, CONNECTIONS) as traffic:
             for _ in range(RELOADS):
-                traffic.mark()
-                with Disturbance(server, traffic.pid) as others:
+                with Stopwatch(server) as watch:
+                    traffic.mark()
                     self.operator.signal_and_wait(signal.SIGHUP, " reload done: ")
-                counts = traffic.counts()
+                    counts = traffic.counts()
                 self.assertEqual(counts.errors, {}, counts.details)
                 self.assertEqual(counts.open, CONNECTIONS)
-                (quiet if others.is_quiet else disturbed).append(counts.pause)
-                self.assertLess(counts.pause, others.longest_pause, (others.cores, counts.pauses))
+                pauses.append(counts.pause)
+                own.append(watch.longest_pause(counts))
+                self.assertLess(own[-1], LONGEST_PAUSE, (watch.cores, counts.pauses))
             counts = traffic.stop()
         self.assertEqual((counts.errors, counts.owed, counts.connected), ({}, 0, CONNECTIONS))
         self.assertGreater(counts.replies, 10 * CONNECTIONS)
-        for pauses, when in ((quiet, ""), (disturbed, " while others took the CPUs")):
-            if pauses:
-                what = f"longest pause of {CONNECTIONS} connections in {len(pauses)} reloads{when}"
-                measured(f"{what}, seconds", max(pauses))
-                print(f"{what}: {max(pauses):.3f} s")
+        what = f"longest pause of {CONNECTIONS} connections in {RELOADS} reloads"
+        for seconds, whose in ((pauses, ""), (own, ", without what others took")):
+            measured(f"{what}{whose}, seconds", max(seconds))
+            print(f"{what}{whose}: {max(seconds):.3f} s")
         status = self.operator.status()
         self.assertEqual(status["generation"], RELOADS + 1)
         self.assertGreater(status["handed_over"], 0.9 * RELOADS * CONNECTIONS)

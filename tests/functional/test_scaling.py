@@ -10,10 +10,10 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.functional import apps
-from tests.functional.disturbance import Disturbance
 from tests.functional.operator import Operator, Refused
 from tests.functional.server import ECHO, ServerProcess, measured, wait_until
-from tests.functional.traffic import Traffic
+from tests.functional.stopwatch import Stopwatch
+from tests.functional.traffic import LONGEST_PAUSE, Traffic
 
 CONNECTIONS = 2000
 
@@ -29,14 +29,15 @@ class ScalingCase(SynchronousTestCase):
     @contextlib.contextmanager
     def unnoticed(self, traffic: Traffic, what: str) -> Iterator[None]:
         """Nothing happens to the traffic in the block."""
-        traffic.mark()
-        with Disturbance(self.operator.server, traffic.pid) as others:
+        with Stopwatch(self.operator.server) as watch:
+            traffic.mark()
             yield
-        counts = traffic.counts()
+            counts = traffic.counts()
         self.assertEqual((counts.errors, counts.open), ({}, CONNECTIONS), (what, counts.details))
-        self.assertLess(counts.pause, others.longest_pause, (what, others.cores, counts.pauses))
+        own = watch.longest_pause(counts)
+        self.assertLess(own, LONGEST_PAUSE, (what, watch.cores, counts.pauses))
         measured(f"longest pause of {CONNECTIONS} connections, {what}, s", counts.pause)
-        measured(f"cores that others took meanwhile, {what}", others.cores)
+        measured(f"without what others took, {what}, s", own)
 
     def balanced(self) -> bool:
         shares = [row["connections"] for row in self.operator.serving()]

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -30,7 +31,9 @@ class NotifiedServer(ServerProcess):
         self.told = []
         self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.manager.bind(self.path("notify"))
-        self.manager.setblocking(False)
+        # all the time: few messages fit into the socket, and more are thrown away
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def environment(self):
         told = {"NOTIFY_SOCKET": self.path("notify"), "WATCHDOG_USEC": "1000000"}
@@ -54,16 +57,18 @@ class NotifiedServer(ServerProcess):
 
         return {"preexec_fn": place, "pass_fds": (3,)}
 
+    def _listen(self):
+        while message := self.manager.recv(4096):
+            self.told.extend(message.decode().split("\n"))
+
     def hear(self, word):
         """Whether it has told C{word} by now."""
-        while True:
-            try:
-                self.told.extend(self.manager.recv(4096).decode().split("\n"))
-            except BlockingIOError:
-                return any(line.startswith(word) for line in self.told)
+        return any(line.startswith(word) for line in self.told)
 
     def close(self):
         super().close()
+        self.manager.shutdown(socket.SHUT_RD)
+        self._listener.join()
         self.manager.close()
 
 

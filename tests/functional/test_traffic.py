@@ -169,11 +169,16 @@ class TrafficTests(ServerCase):
 
     def test_a_pause_is_measured(self):
         def wait(stream, packet):
+            delays.append(time.monotonic())
             time.sleep(DELAY)
             return [packet]
 
         for kind in ("echo", "chatter", "split"):
+            delays = []
             counts = self.after(wait, kind)
             self.assertEqual(counts.errors, {})
             self.assertGreater(counts.pause, DELAY * 0.9, counts.pauses)
             self.assertEqual(counts.pauses[0][1], kind)
+            # what is over a bound is told with its place in time
+            self.assertAlmostEqual(max(end - began for began, end in counts.long), counts.pause)
+            self.assertTrue(any(b < delays[0] + DELAY / 2 < e for b, e in counts.long), counts.long)

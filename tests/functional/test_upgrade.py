@@ -10,10 +10,10 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.functional import apps
-from tests.functional.disturbance import Disturbance
 from tests.functional.operator import Operator, Refused
 from tests.functional.server import ECHO, Client, ServerProcess, measured, wait_until
-from tests.functional.traffic import Traffic
+from tests.functional.stopwatch import Stopwatch
+from tests.functional.traffic import LONGEST_PAUSE, Traffic
 
 CONNECTIONS = 2000
 UPGRADES = 3
@@ -48,16 +48,17 @@ class UpgradeTests(UpgradeCase):
         longest = 0.0
         with Traffic(server.port, CONNECTIONS) as traffic:
             for _ in range(UPGRADES):
-                traffic.mark()
-                with Disturbance(server, traffic.pid) as others:
+                with Stopwatch(server) as watch:
+                    traffic.mark()
                     os.kill(masters[-1], signal.SIGUSR2)
                     wait_until(
                         lambda: server.log.count(" upgrade done: ") == len(masters), "the upgrade"
                     )
-                wait_until(lambda: self.pid_in_file(server) not in (0, *masters), "its pid")
-                counts = traffic.counts()
+                    wait_until(lambda: self.pid_in_file(server) not in (0, *masters), "its pid")
+                    counts = traffic.counts()
                 self.assertEqual((counts.errors, counts.open), ({}, CONNECTIONS), counts.details)
-                self.assertLess(counts.pause, others.longest_pause, (others.cores, counts.pauses))
+                own = watch.longest_pause(counts)
+                self.assertLess(own, LONGEST_PAUSE, (watch.cores, counts.pauses))
                 longest = max(longest, counts.pause)
                 old, new = masters[-1], self.pid_in_file(server)
                 masters.append(new)

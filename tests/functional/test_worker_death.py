@@ -19,6 +19,7 @@ from tests.functional.server import (
     title,
     wait_until,
 )
+from tests.functional.stopwatch import Stopwatch
 
 BACK_WITHIN = 1.0
 SOCKETS = 3
@@ -117,37 +118,43 @@ class KilledWorkerTests(ServerCase):
 
     def test_the_slot_serves_again_within_a_second_and_no_connection_is_refused(self):
         before = self.server.workers()
-        os.kill(before[0], signal.SIGKILL)
-        start = time.monotonic()
-        clients = [self.connect() for _ in range(40)]
-        for client in clients:
-            client.send((apps.PID, b""))
-        replaced = None
-        for _, pid in answers(clients):
-            if replaced is None and int(pid) not in before.values():
-                replaced = time.monotonic() - start
+        with Stopwatch(self.server) as watch:
+            os.kill(before[0], signal.SIGKILL)
+            start = time.monotonic()
+            clients = [self.connect() for _ in range(40)]
+            for client in clients:
+                client.send((apps.PID, b""))
+            replaced = None
+            for _, pid in answers(clients):
+                if replaced is None and int(pid) not in before.values():
+                    replaced = time.monotonic()
         self.assertIsNotNone(replaced, "no connection came to the replacement")
-        measured("from kill -9 of a worker to its replacement's first answer, seconds", replaced)
-        self.assertLess(replaced, BACK_WITHIN)
+        what = "from kill -9 of a worker to its replacement's first answer, seconds"
+        measured(what, replaced - start)
+        self.assertLess(watch.own(start, replaced), BACK_WITHIN)
 
     def test_connections_that_wait_in_its_queue_are_served_by_its_replacement(self):
-        before = self.server.workers()
-        victim = before[2]
+        # a machine that is full of others may leave so much time that others accept for it first
+        wait_until(self.queue_is_inherited, "all in the queue to be served by the replacement")
+
+    def queue_is_inherited(self):
+        """Kill a stopped worker: all are answered; whether those in its queue are by the next."""
+        self.server.settle()
+        victim = self.server.workers()[2]
         port = self.server.port
         held = set(descriptors(victim).values())
         (queue,) = held & set(listening_sockets(port))
         os.kill(victim, signal.SIGSTOP)
-        waiting = []
-        while listening_sockets(port)[queue] < 10:
-            client = self.connect()
+        waiting = [self.connect() for _ in range(60)]
+        for client in waiting:
             client.send((apps.PID, b""))
-            waiting.append(client)
         in_queue = listening_sockets(port)[queue]
         os.kill(victim, signal.SIGKILL)
         pids = [int(pid) for _, pid in answers(waiting)]
+        self.server.settle()
         new = self.server.workers()[2]
         self.assertNotEqual(new, victim)
-        self.assertEqual(pids.count(new), in_queue)
+        return in_queue >= 10 and pids.count(new) == in_queue
 
     def test_all_workers_at_once_are_replaced(self):
         before = self.server.workers()
@@ -290,7 +297,7 @@ class TitleTests(ServerCase):
             f"ccserver: worker process {slot} ({pids.count(pid)} connections)"
             for slot, pid in sorted(self.server.workers().items())
         ]
-        wait_until(lambda: titles() == expected, f"titles like {expected}", 5.0)
+        wait_until(lambda: titles() == expected, f"titles like {expected}")
 
 
 class CrashLoopTests(SynchronousTestCase):

@@ -12,7 +12,9 @@ from typing import Self
 
 from tests.functional import traffic_process
 from tests.functional.server import ROOT
-from tests.functional.traffic_process import RATE, Counts
+from tests.functional.traffic_process import LONGEST_PAUSE, RATE, Counts
+
+__all__ = ["LONGEST_PAUSE", "Traffic"]
 
 
 class Traffic:

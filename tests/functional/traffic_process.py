@@ -43,6 +43,12 @@ SLOW_READ = 1 << 15
 SLOW_PAUSE = 0.01
 """A slow reader takes so many bytes and waits so many seconds: 4 MB in more than a second."""
 
+LONGEST_PAUSE = 0.25
+"""Seconds that a connection may wait for what it is owed, whatever the server does meanwhile."""
+
+LONG = 0.1
+"""Seconds above which the place of a pause in time is told."""
+
 SLOW_BUFFER = 1 << 16
 BUSY_PAUSE = 0.01
 RECONNECT = 0.1
@@ -62,6 +68,8 @@ class Counts:
     @ivar pause: the longest time in seconds, before it was stopped, that a connection waited for
         the next byte of what it was owed, while no request that sleeps was under way.
     @ivar pauses: the longest ones: seconds, kind of conversation, what it was waiting for.
+    @ivar long: those above L{LONG}: from when to when, monotonic; of those that began and
+        ended at about the same time, the longest.
     @ivar late: the longest time in seconds by which this process itself came late to do what it
         had planned: so much of a pause is its own.
     @ivar owed: packets that have not come yet.
@@ -74,6 +82,7 @@ class Counts:
     details: list[str] = field(default_factory=list)
     pause: float = 0.0
     pauses: list[list[Any]] = field(default_factory=list)
+    long: list[tuple[float, float]] = field(default_factory=list)
     late: float = 0.0
     owed: int = 0
 
@@ -203,6 +212,7 @@ class Loop:
         self._options = options
         self._counts = Counts()
         self._errors: Counter[str] = Counter()
+        self._long: dict[tuple[float, float], tuple[float, float]] = {}
         self._connections: dict[int, Connection] = {}
         self._timers: list[tuple[float, int, Any]] = []
         self._planned = self._replies = 0
@@ -262,8 +272,13 @@ class Loop:
         pauses.sort(key=lambda pause: -float(pause[0]))
         del pauses[LONGEST:]
         self._counts.pause = max(self._counts.pause, seconds)
+        if seconds > LONG:
+            about = (round(now - seconds, 2), round(now, 2))
+            began, ended = self._long.get(about, (now, now))
+            if seconds > ended - began:
+                self._long[about] = (now - seconds, now)
         if len(pauses) == LONGEST:
-            self.threshold = pauses[-1][0]
+            self.threshold = min(float(pauses[-1][0]), LONG)
 
     _began = time.monotonic()
 
@@ -334,6 +349,7 @@ class Loop:
                 if line == b"mark":
                     self._counts.pause = self._counts.late = self.threshold = 0.0
                     self._counts.pauses.clear()
+                    self._long.clear()
 
     def _answer(self) -> None:
         counts = self._counts
@@ -348,6 +364,7 @@ class Loop:
             if (pause := conversation.pause(now)) > max(self.threshold, 0.05):
                 first = conversation.owed[0] if conversation.owed else None
                 self.paused(pause, conversation, first, now)
+        counts.long = list(self._long.values())
         sys.stdout.write(json.dumps(asdict(counts)) + "\n")
         sys.stdout.flush()
 
