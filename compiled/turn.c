@@ -10,6 +10,7 @@
 #define FLUSH_FAILED "Unexpected error in a flush."
 
 static const uint64_t one = 1;
+static PyObject *connection_done, *connection_lost;
 static _Thread_local char outgoing[COPIED]; /* of what is sent in one piece */
 
 /* Send the chunks as one: what the kernel did not take, which is all after an error; or NULL. */
@@ -251,6 +252,13 @@ static int cork(PyObject *transport, PyObject *out, PyObject *unflushed) {
     return failed;
 }
 
+/* A constant of twisted.internet.main, imported once. */
+static PyObject *end_of_connection(PyObject **constant, const char *name) {
+    if (*constant == NULL)
+        *constant = imported("twisted.internet.main", name);
+    return Py_XNewRef(*constant);
+}
+
 /* Read from a transport that has a decoder, and answer, as DirectServer.doRead does: a new reference
  * to what that returns, or NULL. */
 static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd, PyObject *unflushed) {
@@ -260,11 +268,11 @@ static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd,
             return NULL;
         int nothing = PyErr_ExceptionMatches(PyExc_BlockingIOError);
         PyErr_Clear();
-        return nothing ? Py_NewRef(Py_None) : imported("twisted.internet.main", "CONNECTION_LOST");
+        return nothing ? Py_NewRef(Py_None) : end_of_connection(&connection_lost, "CONNECTION_LOST");
     }
     if (packets == Py_None) {
         Py_DECREF(packets);
-        return imported("twisted.internet.main", "CONNECTION_DONE");
+        return end_of_connection(&connection_done, "CONNECTION_DONE");
     }
     PyObject *protocol = get(&protocol_of, transport), *lane = get(&lane_of, transport), *out = NULL;
     if (protocol != NULL && lane != NULL)
