@@ -67,7 +67,8 @@ class Operator:
                 "ready"
             }
 
-        wait_until(at_rest, "nothing to be going on")
+        # a look keeps the master at work
+        wait_until(at_rest, "nothing to be going on", pause=0.05)
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run C{ccserver} with C{arguments} for this server."""

@@ -36,16 +36,19 @@ TIMEOUT = 60.0
 PAUSE = 0.01
 
 
-def wait_until(condition: Callable[[], T], what: str, timeout: float = TIMEOUT) -> T:
+def wait_until(
+    condition: Callable[[], T], what: str, timeout: float = TIMEOUT, pause: float = PAUSE
+) -> T:
     """What C{condition} returns as soon as it is true.
 
+    @param pause: seconds between two looks.
     @raise AssertionError: it is not within C{timeout} seconds.
     """
     end = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > end:
             raise AssertionError(f"waited {timeout} seconds for {what}")
-        time.sleep(PAUSE)
+        time.sleep(pause)
     return value
 
 

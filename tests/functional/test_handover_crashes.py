@@ -50,9 +50,7 @@ class KillTests(SynchronousTestCase):
         self.server.send_signal(signal.SIGHUP)
         if number % EARLY:
             wait_until(self.is_handing_over, "the hand-over")
-        moment = time.monotonic() + self.random.uniform(0, LONGEST)
-        while time.monotonic() < moment:
-            pass  # to the millisecond
+        time.sleep(self.random.uniform(0, LONGEST))  # a moment, and no condition
 
     def kill(self, pid):
         with contextlib.suppress(ProcessLookupError):
@@ -114,9 +112,7 @@ class KillTests(SynchronousTestCase):
                 failed = self.server.log.count(" upgrade failed: ")
                 self.server.send_signal(signal.SIGUSR2)
                 (new,) = wait_until(self.new_masters, "the new master")
-                moment = time.monotonic() + self.random.uniform(0, LONGEST)
-                while time.monotonic() < moment:
-                    pass
+                time.sleep(self.random.uniform(0, LONGEST))
                 self.kill(new)
                 wait_until(
                     lambda failed=failed: self.server.log.count(" upgrade failed: ") > failed,
