@@ -39,7 +39,7 @@ from ccserver.net.dispatch import LANE_BYTES, Dispatch
 from ccserver.net.pool import Pool
 from ccserver.net.protocol import PacketFactory
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds of real time that a test waits for a thread before it fails."""
 
 

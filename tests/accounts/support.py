@@ -24,6 +24,9 @@ CHEAP = DatabaseSettings(hash_time_cost=1, hash_memory=8 << 10, hash_threads=2)
 UNLIMITED = "WrongLogins = 0\nAddressWrongLogins = 0\nNameWrongLogins = 0\n"
 """Lines of a configuration: as many wrong logins as one likes."""
 
+PATIENCE = 60.0
+"""Seconds that a test waits before it fails."""
+
 
 def session(peer: str = "127.0.0.1:5000") -> Session:
     """A connection that nobody is logged in on."""
@@ -72,12 +75,12 @@ def quick_retry(test: Any) -> None:
     test.patch(outage, "RETRY_INTERVAL", 0.05)
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     """Wait for C{condition}."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout} s: {condition}")
+            raise AssertionError(f"not within {PATIENCE} s: {condition}")
         time.sleep(0.01)
 
 

@@ -21,6 +21,9 @@ from tests.functional.faulty_echo import (
     run_generator,
 )
 
+PAUSE = 1.0
+"""Seconds that a server stands still: longer than others may keep a packet from a CPU."""
+
 
 class OpenLoopTests(SynchronousTestCase):
     """load.c with C{--rate}: packets go when they are due."""
@@ -44,15 +47,15 @@ class OpenLoopTests(SynchronousTestCase):
     def test_pause_of_the_server_is_in_the_latency_of_every_packet_due_in_it(self) -> None:
         def pause(index: int, packet: bytes) -> list[bytes]:
             if index == BAD:
-                time.sleep(0.2)
+                time.sleep(PAUSE)
             return [packet]
 
         load = ["--connections=1", "--stall=5", "--packets=400"]
         opened = json.loads(self.generate(pause, *load, "--rate=1000").stdout)
         closed = json.loads(run_generator(self, compiled_generator(), pause, *load).stdout)
-        self.assertGreater(min(opened["max_us"], closed["max_us"]), 200000)
-        self.assertGreater(opened["p99_us"], 150000)  # some 200 of the 400 were due in the pause
-        self.assertLess(closed["p99_us"], 150000)  # one was
+        self.assertGreater(min(opened["max_us"], closed["max_us"]), 1e6 * PAUSE)
+        self.assertGreater(opened["p99_us"], 0.75e6 * PAUSE)  # most of them were due in the pause
+        self.assertLess(closed["p99_us"], 0.75e6 * PAUSE)  # one was
 
     def test_server_that_does_not_keep_up_is_seen(self) -> None:
         def slow(index: int, packet: bytes) -> list[bytes]:
