@@ -25,6 +25,8 @@ enum { HEADER = 8, LONGEST = 0xFFFF, CHUNK = 65536, SMALL = 256, WHOLE = 1024, M
 
 extern PyObject *no_bytes, *no_list; /* never appended to */
 
+static const uint64_t one = 1; /* what wakes an eventfd */
+
 /* An attribute that a class keeps in a slot, whose place is looked up once. */
 struct slot {
     const char *name;
@@ -80,9 +82,10 @@ static inline Py_ssize_t number(struct slot *slot, PyObject *object) {
     return n;
 }
 
+/* Add to the number that the attribute is, also to one below 0; 0, or -1 with an exception set. */
 static inline int add(struct slot *slot, PyObject *object, Py_ssize_t n) {
     Py_ssize_t before = number(slot, object);
-    return before < 0 ? -1 : set(slot, object, PyLong_FromSsize_t(before + n));
+    return before == -1 && PyErr_Occurred() ? -1 : set(slot, object, PyLong_FromSsize_t(before + n));
 }
 
 /* Whether the attribute is this very value, in a slot. */

@@ -3,16 +3,16 @@
 #include <errno.h>
 #include <unistd.h>
 
-static const uint64_t one = 1;
 static PyObject *deque_append, *deque_popleft;
 static PyObject *done; /* what the reactor is to call for a plain job */
 
 static struct slot since = {.name = "since"}, packets_out = {.name = "packets_out"},
-    bytes_out = {.name = "bytes_out"}, session_of = {.name = "session"}, pool_of = {.name = "_pool"}, lane_of = {.name = "lane"},
-    began = {.name = "began"}, rest_of = {.name = "_rest"}, packets_of = {.name = "_packets"},
-    out_of = {.name = "_out"}, flushed = {.name = "_flushed"}, untold = {.name = "_untold"},
-    handlers_of = {.name = "handlers"}, slow = {.name = "slow"}, calls_of = {.name = "_calls"},
-    queue_of = {.name = "_jobs"}, jobs_of = {.name = "_jobs"}, flush_later = {.name = "_flush_later"};
+    bytes_out = {.name = "bytes_out"}, session_of = {.name = "session"}, pool_of = {.name = "_pool"},
+    lane_of = {.name = "lane"}, began = {.name = "began"}, rest_of = {.name = "_rest"},
+    packets_of = {.name = "_packets"}, out_of = {.name = "_out"}, flushed = {.name = "_flushed"},
+    untold = {.name = "_untold"}, handlers_of = {.name = "handlers"}, slow = {.name = "slow"},
+    calls_of = {.name = "_calls"}, queue_of = {.name = "_jobs"}, jobs_of = {.name = "_jobs"},
+    flush_later = {.name = "_flush_later"};
 
 /* Let the thread begin the job at its time; 1, 0: the lane has taken it back, or -1. */
 static int begin_job(PyObject *thread, PyObject *lane, PyObject *claim, double now) {
@@ -45,7 +45,9 @@ static int end_job(PyObject *thread, PyObject *pool, PyObject *jobs, PyObject *l
     PyObject *told_of = replies == NULL || data == NULL ? NULL : PyTuple_Pack(3, lane, data, replies);
     PyObject *call = told_of == NULL ? NULL : PyTuple_Pack(2, done, told_of);
     PyObject *calls = get(&calls_of, pool), *arguments[] = {calls, call};
-    PyObject *appended = call == NULL || calls == NULL ? NULL : PyObject_Vectorcall(deque_append, arguments, 2, NULL);
+    PyObject *appended = NULL;
+    if (call != NULL && calls != NULL)
+        appended = PyObject_Vectorcall(deque_append, arguments, 2, NULL);
     Py_XDECREF(replies);
     Py_XDECREF(data);
     Py_XDECREF(told_of);
@@ -78,8 +80,8 @@ static int do_job(PyObject *thread, PyObject *pool, PyObject *jobs, PyObject *jo
     int begun = begin_job(thread, lane, PyTuple_GET_ITEM(job, 1), *now);
     if (begun == 0)
         return 1;
-    PyObject *session = get(&session_of, lane), *handlers = get(&handlers_of, pool), *known = get(&slow, pool);
-    PyObject *rest = get(&rest_of, thread), *out = get(&out_of, thread);
+    PyObject *session = get(&session_of, lane), *handlers = get(&handlers_of, pool);
+    PyObject *known = get(&slow, pool), *rest = get(&rest_of, thread), *out = get(&out_of, thread);
     PyObject *deadline = PyFloat_FromDouble(*now + flush_after), *found = NULL;
     if (begun > 0 && !PyErr_Occurred()) {
         PyObject *arguments[] = {lane, session, handlers, rest, out, thread, deadline, most};
@@ -140,12 +142,13 @@ PyObject *do_jobs(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     return end != NULL ? end : PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
-static struct slot answered = {.name = "_answered"}, outbox = {.name = "_outbox"}, silent = {.name = "_silent"},
-    pending = {.name = "_pending"}, hold = {.name = "_hold"}, ending = {.name = "_ending"},
-    paused = {.name = "_paused"}, busy = {.name = "_busy"}, peer_of = {.name = "_peer"},
-    transport_of = {.name = "transport"}, corked = {.name = "_corked"}, written = {.name = "_written"},
-    tls = {.name = "TLS"}, connected = {.name = "connected"}, no_writes = {.name = "_writeDisconnected"},
-    corks = {.name = "_flush_later"}, unfinished = {.name = "unfinished"};
+static struct slot answered = {.name = "_answered"}, outbox = {.name = "_outbox"},
+    silent = {.name = "_silent"}, pending = {.name = "_pending"}, hold = {.name = "_hold"},
+    ending = {.name = "_ending"}, paused = {.name = "_paused"}, busy = {.name = "_busy"},
+    peer_of = {.name = "_peer"}, transport_of = {.name = "transport"}, corked = {.name = "_corked"},
+    written = {.name = "_written"}, tls = {.name = "TLS"}, connected = {.name = "connected"},
+    no_writes = {.name = "_writeDisconnected"}, corks = {.name = "_flush_later"},
+    unfinished = {.name = "unfinished"};
 
 /* Where the transport of a lane is that has nothing to do but to send the reply of its job; or NULL. */
 static PyObject *plain_transport(PyObject *lane, Py_ssize_t length) {
@@ -172,7 +175,8 @@ static int settle_first(PyObject *calls, PyObject **chunks) {
         Py_XDECREF(call);
         return 0;
     }
-    PyObject *about = PyTuple_GET_ITEM(call, 1), *lane = PyTuple_GET_ITEM(about, 0), *data = PyTuple_GET_ITEM(about, 1);
+    PyObject *about = PyTuple_GET_ITEM(call, 1);
+    PyObject *lane = PyTuple_GET_ITEM(about, 0), *data = PyTuple_GET_ITEM(about, 1);
     PyObject *session = get(&session_of, lane);
     Py_ssize_t length = PyBytes_GET_SIZE(data), count = PyLong_AsSsize_t(PyTuple_GET_ITEM(about, 2));
     PyObject *transport = session == NULL ? NULL : plain_transport(lane, length);
@@ -219,7 +223,7 @@ PyObject *call_done(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     return PyObject_CallMethod(args[0], "done", "OO", args[1], args[2]);
 }
 
-/* settle(pool, calls, most) -> how many plain jobs came first of the calls, which are settled as by Lane.done */
+/* settle(pool, calls, most) -> how many plain jobs came first of the calls: they are done, as by Lane.done */
 PyObject *settle(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
     Py_ssize_t most = count == 3 ? PyLong_AsSsize_t(args[2]) : -1, settled = 0;
@@ -296,15 +300,15 @@ PyObject *sleep_until_woken(PyObject *module, PyObject *const *args, Py_ssize_t 
         return NULL;
     }
     uint64_t value;
-    ssize_t done = 0;
+    ssize_t moved = 0;
     Py_BEGIN_ALLOW_THREADS
     if (telling >= 0)
-        done = write((int)telling, &one, sizeof one);
+        moved = write((int)telling, &one, sizeof one);
     do {
-        done = read((int)eventfd, &value, sizeof value);
-    } while (done < 0 && errno == EINTR);
+        moved = read((int)eventfd, &value, sizeof value);
+    } while (moved < 0 && errno == EINTR);
     Py_END_ALLOW_THREADS
-    return done < 0 ? PyErr_SetFromErrno(PyExc_OSError) : Py_NewRef(Py_None);
+    return moved < 0 ? PyErr_SetFromErrno(PyExc_OSError) : Py_NewRef(Py_None);
 }
 
 /* What the others here need, at the import; 0, or -1. */

@@ -9,7 +9,6 @@
 
 #define FLUSH_FAILED "Unexpected error in a flush."
 
-static const uint64_t one = 1;
 static PyObject *connection_done, *connection_lost;
 static _Thread_local char outgoing[COPIED]; /* of what is sent in one piece */
 
@@ -113,6 +112,18 @@ static int keep(PyObject *list, Py_ssize_t i, Py_ssize_t *kept) {
     return i == place ? 0 : PyList_SetItem(list, place, Py_NewRef(PyList_GET_ITEM(list, i)));
 }
 
+/* Log the exception that is set, and tell the transport, as DirectReactor._flush does; 0, or -1. */
+static int flush_failed(PyObject *transport) {
+    PyObject *error = raised(), *log = imported("twisted.python.log", "err");
+    PyObject *logged = log == NULL ? NULL : PyObject_CallFunction(log, "Os", error, FLUSH_FAILED);
+    PyObject *told = logged == NULL ? NULL : PyObject_CallMethod(transport, "flush_failed", NULL);
+    Py_DECREF(error);
+    Py_XDECREF(log);
+    Py_XDECREF(logged);
+    Py_XDECREF(told);
+    return told == NULL ? -1 : 0;
+}
+
 /* flush(flushables, kind): takes away those, transports of that class, that have nothing left to flush */
 PyObject *flush_all(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
@@ -124,18 +135,17 @@ PyObject *flush_all(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     for (Py_ssize_t i = 0; i < given; i++) {
         PyObject *flushable = PyList_GET_ITEM(args[0], i);
         int done = PyObject_TypeCheck(flushable, (PyTypeObject *)args[1]) ? flush_transport(flushable) : 0;
-        if (done < 0) { /* no memory; what is behind it is flushed all the same */
-            PyObject *error = raised(), *log = imported("twisted.python.log", "err");
-            PyObject *logged = log == NULL ? NULL : PyObject_CallFunction(log, "Os", error, FLUSH_FAILED);
-            PyObject *told = logged == NULL ? NULL : PyObject_CallMethod(flushable, "flush_failed", NULL);
-            Py_DECREF(error);
-            Py_XDECREF(log);
-            Py_XDECREF(logged);
-            Py_XDECREF(told);
-            if (told == NULL)
-                return NULL;
-        } else if (done == 0 && keep(args[0], i, &kept) < 0)
+        if (done == 0 && keep(args[0], i, &kept) < 0)
             return NULL;
+        if (done < 0) { /* no memory; what is behind it is flushed all the same */
+            Py_INCREF(flushable);
+            int lost = PyList_SetSlice(args[0], kept, i + 1, NULL) < 0 || flush_failed(flushable) < 0;
+            Py_DECREF(flushable);
+            if (lost)
+                return NULL;
+            /* who hears of it may let the reactor go on, which changes the list */
+            i = -1, kept = 0, given = PyList_GET_SIZE(args[0]);
+        }
     }
     return PyList_SetSlice(args[0], kept, given, NULL) < 0 ? NULL : Py_NewRef(Py_None);
 }

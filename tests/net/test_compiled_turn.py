@@ -6,12 +6,14 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
+from twisted.python.log import addObserver, removeObserver
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.app import App
@@ -366,6 +368,18 @@ if native is not None:
             self.assertFalse(lane.running)
             self.assertEqual(lane.out, [])
 
+        def test_counts_that_the_application_has_set_below_zero_are_counted_on(self):
+            async def owe(session: Session, request: bytes) -> bytes:
+                session.packets_out, session.bytes_out = -10, -100
+                return request
+
+            handlers = self.worker.factory.dispatch.handlers
+            handlers[ECHO] = replace(handlers[ECHO], function=owe)
+            self.receive((ECHO, b"a"))
+            self.assertEqual(received(self.client)[0], encode(ECHO, b"a"))
+            session = self.transport.protocol.session
+            self.assertEqual((session.packets_out, session.bytes_out), (-9, -91))
+
         def test_replies_of_several_reads_of_a_turn_are_joined(self):
             self.client.send(encode(ECHO, b"a"))
             transport = self.transport
@@ -447,6 +461,27 @@ if native is not None:
             self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
             self.assertEqual(received(another)[0], b"good")
             self.assertEqual(received(self.client), (b"", True))
+
+        def test_who_hears_of_a_failure_may_let_the_reactor_go_on(self):
+            others = [self.worker.connect() for _ in range(20)]
+            self.worker.turn()
+            heard: list[Any] = []
+
+            def hear(event: Any) -> None:
+                heard.append(event)
+                self.worker.reactor.doIteration(0)
+
+            self.transport._corked = [None]
+            self.worker.reactor.flush_later(self.transport)
+            for client, transport in others:
+                self.addCleanup(client.close)
+                transport.write(b"good")
+            addObserver(hear)
+            self.addCleanup(removeObserver, hear)
+            self.worker.turn(2)
+            self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
+            self.assertEqual(len(heard), 1)
+            self.assertEqual([received(client)[0] for client, _ in others], [b"good"] * 20)
 
         def test_any_number_of_chunks_of_any_size_is_sent_in_order(self):
             for count, size in ((1, 1), (2, 5000), (128, 100), (129, 70), (5, 9000), (300, 3)):
