@@ -130,7 +130,7 @@ class DirectReactor(WatchingReactor):
 
     def _flush(self) -> None:
         """Flush what was gathered in this turn."""
-        gathered = self._unflushed.copy()
+        gathered = iter(self._unflushed.copy())  # nothing fails behind that, or they would be lost
         self._unflushed.clear()
         for flushable in gathered:
             try:

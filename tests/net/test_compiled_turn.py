@@ -491,6 +491,42 @@ if native is not None:
                 self.assertEqual(received(self.client)[0], b"".join(chunks))
 
 
+class MemoryTests(SynchronousTestCase):
+    def test_what_is_to_be_flushed_is_not_lost_where_there_is_no_memory(self):
+        try:
+            import _testcapi
+        except ImportError:
+            self.skipTest("this Python cannot be without memory")
+        for compiled in (False, True):
+            for start in range(1, 12):
+                worker = Worker(self, compiled, SessionLimits())
+                read: list[None] = []
+                worker.reactor.flush_later(Flushed(read))
+                _testcapi.set_nomemory(start, start + 1)
+                try:
+                    worker.reactor._flush()
+                except MemoryError:
+                    pass
+                finally:
+                    _testcapi.remove_mem_hooks()
+                self.flushLoggedErrors(MemoryError)
+                worker.turn()
+                self.assertTrue(read, f"lost at allocation {start}")
+
+
+class Flushed:
+    """Something that is to be flushed, and tells of it."""
+
+    def __init__(self, told: list[None]) -> None:
+        self.told = told
+
+    def flush(self) -> None:
+        self.told.append(None)
+
+    def flush_failed(self) -> None:
+        self.told.append(None)
+
+
 class DecoderTests(SynchronousTestCase):
     def test_a_transport_on_another_reactor_has_none(self):
         class Reactor:
