@@ -338,20 +338,22 @@ PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count) {
 /* poll(epoll, seconds or None, waking) -> [(fd, events)]; a thread is woken when the lock is free */
 PyObject *poll_events(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
-    int epoll = count == 3 ? PyObject_AsFileDescriptor(args[0]) : -1;
-    if (epoll < 0) {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_TypeError, "poll(epoll, seconds: float | None, waking: int)");
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "poll(epoll, seconds: float | None, waking: int)");
         return NULL;
     }
-    double timeout = args[1] == Py_None ? -1 : PyFloat_AsDouble(args[1]) * 1000;
     long waking = PyLong_AsLong(args[2]);
-    if (PyErr_Occurred())
+    int epoll = PyErr_Occurred() ? -1 : PyObject_AsFileDescriptor(args[0]);
+    double timeout = epoll < 0 ? 0 : args[1] == Py_None ? -1 : PyFloat_AsDouble(args[1]) * 1000;
+    ssize_t written = 0;
+    if (PyErr_Occurred()) { /* nobody would wake that thread again */
+        if (waking >= 0)
+            written = write((int)waking, &one, sizeof one);
         return NULL;
+    }
     int milliseconds = timeout < 0 ? -1 : timeout < INT_MAX ? (int)timeout : INT_MAX;
     milliseconds += milliseconds < timeout && milliseconds < INT_MAX; /* never before the time */
     struct epoll_event events[EVENTS];
-    ssize_t written = 0;
     int n;
     Py_BEGIN_ALLOW_THREADS
     if (waking >= 0)

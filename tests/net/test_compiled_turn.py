@@ -492,6 +492,13 @@ if native is not None:
 
 
 class MemoryTests(SynchronousTestCase):
+    def test_who_is_to_be_woken_is_woken_also_where_nothing_can_be_polled(self):
+        waking = os.eventfd(0, os.EFD_NONBLOCK)
+        self.addCleanup(os.close, waking)
+        for poll in (turns.poll, turns.poll_in_python):
+            self.assertRaises((TypeError, AttributeError), poll, object(), None, waking)
+            self.assertEqual(os.eventfd_read(waking), 1)
+
     def test_what_is_to_be_flushed_is_not_lost_where_there_is_no_memory(self):
         try:
             import _testcapi
