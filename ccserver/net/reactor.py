@@ -97,7 +97,7 @@ class DirectReactor(WatchingReactor):
             if flush is not None:
                 flush(unflushed, DirectServer)
             if unflushed:
-                self._flush()
+                self._flush(unflushed)
         nap, waking = self.nap, NOBODY
         if nap is not None:
             self.nap = None
@@ -128,10 +128,10 @@ class DirectReactor(WatchingReactor):
                 if why:
                     self.lose(selectable, why, False)
 
-    def _flush(self) -> None:
+    def _flush(self, unflushed: list[Flushable]) -> None:
         """Flush what was gathered in this turn."""
-        gathered = iter(self._unflushed.copy())  # nothing fails behind that, or they would be lost
-        self._unflushed.clear()
+        gathered = iter(unflushed.copy())  # nothing fails behind that, or they would be lost
+        unflushed.clear()
         for flushable in gathered:
             try:
                 flushable.flush()

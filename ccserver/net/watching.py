@@ -77,8 +77,8 @@ class WatchingReactor(EPollReactor):
         watched = self._watched
         if 0 <= fd < len(watched) and watched[fd]:
             del self._selectables[fd]
+            watched[fd] = 0  # first: who comes behind us under this number is to be watched
             self._poller.unregister(fd)
-            watched[fd] = 0
 
     def _watch(self, selectable: Any, event: int) -> bool:
         """Watch for C{event}, too; False if epoll cannot, for it is a file."""
@@ -114,10 +114,9 @@ class WatchingReactor(EPollReactor):
         left = events ^ event
         if left:
             self._poller.modify(fd, left)
+            watched[fd] = left
         else:
-            del self._selectables[fd]
-            self._poller.unregister(fd)
-        watched[fd] = left
+            self.forget(fd)
         return True
 
     def _make_room(self, fd: int) -> None:
