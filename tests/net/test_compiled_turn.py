@@ -511,7 +511,7 @@ class MemoryTests(SynchronousTestCase):
                 worker.reactor.flush_later(Flushed(read))
                 _testcapi.set_nomemory(start, start + 1)
                 try:
-                    worker.reactor._flush()
+                    worker.reactor._flush(worker.reactor._unflushed)
                 except MemoryError:
                     pass
                 finally:
