@@ -60,9 +60,13 @@ class ServerService(Service):
         self._asked_to_stop = False  # the reactor; twice is an error
 
     def setServiceParent(self, parent: Any) -> None:
-        """Become part of C{parent}, whose log goes where the configuration says."""
+        """Become part of C{parent}, whose log goes where the configuration says.
+
+        Of an application: then there is no pid file yet, which a signal would leave behind.
+        """
         if isinstance(parent, Componentized):
             parent.setComponent(ILogObserver, self._observer)
+            self._take_signals()
         Service.setServiceParent(self, parent)
 
     def privilegedStartService(self) -> None:

@@ -154,6 +154,7 @@ class ThreadsTests(ThreadsCase):
             for client, packets in zip(clients, got, strict=True):
                 packets += client.packets()
         self.idle()
+        self.machine.until(lambda: not any(client.protocol.lane.unsent for client in clients))
         self.machine.turn(2)
         for client, packets in zip(clients, got, strict=True):
             packets += client.packets()

@@ -7,8 +7,10 @@ import io
 import json
 import os
 import pwd
+import signal
 import sys
 import threading
+from typing import Any
 
 from twisted.application.service import IService, MultiService
 from twisted.internet import reactor
@@ -198,13 +200,24 @@ class ServiceTests(TapCase):
             self.assertEqual(reactor.getDelayedCalls(), calls)
             self.assertEqual(os.listdir(self.folder), ["a.conf"])
 
-    def test_the_application_logs_where_the_configuration_says(self):
+    def application(self) -> Any:
+        """What twistd makes the service a part of."""
+
         class Application(MultiService, Componentized):
             def __init__(self) -> None:
                 MultiService.__init__(self)
                 Componentized.__init__(self)
 
-        application = Application()
+        self.handlers: dict[int, Any] = {}
+        self.patch(signal, "signal", self.handlers.__setitem__)
+        return Application()
+
+    def test_signals_are_heard_before_there_is_a_pid_file(self):
+        self.made().setServiceParent(self.application())
+        self.assertLessEqual({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}, set(self.handlers))
+
+    def test_the_application_logs_where_the_configuration_says(self):
+        application = self.application()
         self.made("Log = my.log", "LogLevel = 4").setServiceParent(application)
         observer = application.getComponent(ILogObserver)
         self.assertIsInstance(observer, LineObserver)
