@@ -207,9 +207,11 @@ class Stage:
 
     def _next_turn(self) -> None:
         if self._turn == self._first:
+            gc.disable()  # a worker has frozen its objects; here they would all be looked at
             self._meter.begin()
         if self._turn == self._last:
             self._figures = self._meter.end(self._case, self._packets)
+            gc.enable()
             self._stop(None)
         else:
             self._turn += 1
@@ -311,7 +313,6 @@ def main(what: str) -> None:
     for kind in CODES:
         for connections, depth in CELLS[1:] if what == "instructions" else CELLS:
             figures |= Stage(meter, kind, connections, depth).run()
-            gc.freeze()  # it is garbage, which is not to be collected while others are counted
     figures |= Life(meter).run()
     print(json.dumps(figures))
 

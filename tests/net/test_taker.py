@@ -218,10 +218,10 @@ class DamageTests(TakerCase):
     def ended(self, data: bytes, *descriptors: int) -> list[str]:
         """What is logged: C{data} ends the channel, and leaves no descriptor open."""
         events = logged(self)
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         self.send(data, *descriptors)
         self.assertEqual(self.worker.adopted, [0])
-        self.assertEqual(len(os.listdir("/proc/self/fd")), before - 1)  # its end of the channel
+        self.assertEqual(open_descriptors(), before - 1)  # its end of the channel
         self.assertEqual(len(self.worker.connections), 0)
         return texts(events)
 

@@ -27,7 +27,7 @@ from ccserver.process.logs import (
     as_line,
     severity_of,
 )
-from tests.support import folder, logged, texts
+from tests.support import folder, logged, open_descriptors, texts
 
 NOON = 1613678231.0  # 2021/02/18 19:57:11 UTC
 
@@ -307,10 +307,10 @@ class ReopenTests(LogsCase):
 
     def test_no_descriptor_is_lost(self):
         observer = self.opened()
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         for _ in range(10):
             observer.reopen()
-        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        self.assertEqual(open_descriptors(), before)
 
     def test_no_child_gets_the_new_descriptor(self):
         observer = self.opened()

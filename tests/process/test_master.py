@@ -12,15 +12,15 @@ from ccserver.errors import StartError
 from ccserver.process import control
 from ccserver.process.worker import EXIT_APP, EXIT_CONFIG, EXIT_START
 from tests.process.masters import MasterCase
-from tests.support import texts
+from tests.support import open_descriptors, texts
 
 
 class StartTests(MasterCase):
     def test_making_it_opens_nothing(self):
         self.settings = self.master_config(2, "")
-        before = os.listdir("/proc/self/fd")
+        before = open_descriptors()
         self.made()
-        self.assertEqual(len(os.listdir("/proc/self/fd")), len(before))
+        self.assertEqual(open_descriptors(), before)
         self.assertFalse(os.path.exists(self.path))
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 

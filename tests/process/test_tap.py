@@ -28,7 +28,7 @@ from ccserver.process.single import SingleProcess
 from ccserver.process.systemd import Systemd
 from ccserver.process.upgrade import VARIABLE
 from ccserver.tap import Options, makeService, worker_environment
-from tests.support import folder
+from tests.support import folder, open_descriptors
 
 
 class TapCase(SynchronousTestCase):
@@ -192,11 +192,11 @@ class ServiceTests(TapCase):
     def test_making_it_opens_nothing(self):
         for workers in (0, 2):
             options = self.options(f"WorkerProcesses = {workers}", "Log = my.log")
-            fds = os.listdir("/proc/self/fd")
-            threads, calls = threading.active_count(), reactor.getDelayedCalls()
+            before = open_descriptors()
+            threads, calls = set(threading.enumerate()), reactor.getDelayedCalls()
             makeService(options)
-            self.assertEqual(len(os.listdir("/proc/self/fd")), len(fds))
-            self.assertEqual(threading.active_count(), threads)
+            self.assertEqual(open_descriptors(), before)
+            self.assertEqual(set(threading.enumerate()) - threads, set())
             self.assertEqual(reactor.getDelayedCalls(), calls)
             self.assertEqual(os.listdir(self.folder), ["a.conf"])
 
