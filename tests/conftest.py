@@ -1,5 +1,6 @@
-"""Lets trial's asynchronous test cases run under pytest-twisted, on the one reactor it keeps; and
-has several processes that share the tests begin with those that take long.
+"""Lets trial's asynchronous test cases run under pytest-twisted, on the one reactor it keeps; has
+what is logged let go, as trial does; and has several processes that share the tests begin with
+those that take long.
 """
 
 from __future__ import annotations
@@ -7,11 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.logger import globalLogBeginner
 
 from tests import order
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # until logging begins, the last 200 events are kept, and with them whole connections, whose
+    # descriptors would be closed in the midst of another test
+    globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
     if not config.pluginmanager.hasplugin("twisted"):
         return  # trial's own way of running the reactor works
 

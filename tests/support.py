@@ -24,7 +24,7 @@ from twisted.internet.error import (
 )
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
-from twisted.logger import LogEvent, eventAsText, globalLogBeginner, globalLogPublisher
+from twisted.logger import LogEvent, eventAsText, globalLogPublisher
 from twisted.python.failure import Failure
 
 from ccserver.app import App
@@ -41,10 +41,6 @@ from ccserver.net.protocol import PacketFactory
 
 PATIENCE = 60.0
 """Seconds of real time that a test waits for a thread before it fails."""
-
-
-# until somebody begins, the last 200 events are kept, and with a failure what its frames had open
-globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
 
 
 class FakeReactor(Clock):
@@ -418,7 +414,11 @@ def texts(events: list[LogEvent]) -> list[str]:
 
 
 def open_descriptors() -> int:
-    """How many descriptors this process has, without what earlier tests have left as garbage."""
+    """How many descriptors this process has.
+
+    What earlier tests have left, in a cache of hypothesis perhaps, may be closed at any time: those
+    that are compared are more or no more, but never as many.
+    """
     gc.collect()
     return len(os.listdir("/proc/self/fd"))
 

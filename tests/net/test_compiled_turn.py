@@ -142,7 +142,7 @@ class Worker:
     def close(self) -> None:
         self.table.abort()
         self.turn(3)
-        for reader in self.reactor.removeAll():
+        for reader in (*self.reactor.removeAll(), *self.reactor._internalReaders):
             if reader is not self.pool:
                 reader.connectionLost(None)
 

@@ -198,7 +198,7 @@ class RefusalTests(TakerCase):
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         self.assertEqual(self.answers(), b"--")
-        self.assertEqual(open_descriptors(), before)
+        self.assertLessEqual(open_descriptors(), before)
         self.send(record(), ours.fileno())
         self.assertEqual(self.answers(), b"+")
         self.reply(client, b"x")
@@ -221,7 +221,7 @@ class DamageTests(TakerCase):
         before = open_descriptors()
         self.send(data, *descriptors)
         self.assertEqual(self.worker.adopted, [0])
-        self.assertEqual(open_descriptors(), before - 1)  # its end of the channel
+        self.assertLessEqual(open_descriptors(), before - 1)  # its end of the channel
         self.assertEqual(len(self.worker.connections), 0)
         return texts(events)
 

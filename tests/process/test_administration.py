@@ -139,7 +139,8 @@ class ScalingTests(AdministrationCase):
         self.workers()[-1].failed(EXIT_APP, "no")
         self.assertEqual(self.refusal(scaling), "no")
         self.assertEqual((len(self.fleet.places), self.fleet.config), (2, before))
-        self.assertEqual((len(self.fleet.workers), self.descriptors()), (2, descriptors))
+        self.assertEqual(len(self.fleet.workers), 2)
+        self.assertLessEqual(self.descriptors(), descriptors)
 
     def test_there_is_at_least_one(self):
         administration = self.administered()

@@ -92,7 +92,7 @@ class ShrinkTests(FleetCase):
         self.resized(1)
         self.turn(2)
         copies = len(self.workers()[0].end.channels) + len(self.workers()[1].end.channels)
-        self.assertEqual(self.descriptors() - copies, before - 1)
+        self.assertLessEqual(self.descriptors() - copies, before - 1)
 
     def test_a_bug_in_the_hand_over_leaves_nobody_steered(self):
         async def fail(*arguments: Any) -> None:
