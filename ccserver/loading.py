@@ -63,19 +63,19 @@ def missing_module(name: str, paths: Sequence[str] = ()) -> str | None:
     @param paths: as for L{load_app}.
     @raise ConfigError: a module is missing, and one of the folders may not be read.
     """
-    folders: Sequence[str] = [*sys.path, *paths]
+    places: list[Sequence[str] | None] = [None, paths]  # built in, or in sys.path, before ours
     module = ""
     for part in name.partition(":")[0].split("."):
         module = f"{module}.{part}" if module else part
-        spec = _spec(module, folders)
+        spec = next(filter(None, (_spec(module, folders) for folders in places)), None)
         if spec is None:
             _check_readable(paths)
             return module
-        folders = list(spec.submodule_search_locations or ())  # none, where it is no package
+        places = [list(spec.submodule_search_locations or ())]  # none, where it is no package
     return None
 
 
-def _spec(module: str, folders: Sequence[str]) -> ModuleSpec | None:
+def _spec(module: str, folders: Sequence[str] | None) -> ModuleSpec | None:
     for finder in sys.meta_path:
         with suppress(ImportError):
             spec = finder.find_spec(module, folders)

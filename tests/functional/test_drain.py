@@ -36,7 +36,7 @@ class DrainTests(SynchronousTestCase):
             began = time.monotonic()
             wait_until(lambda: "connections left" in operator.status()["doing"], "the figure")
             (pid,) = children(server.master)
-            self.assertIn("is shutting down (", title(pid))
+            wait_until(lambda: "is shutting down (" in title(pid), "the title")
             last = clients[-1]
             last.ask(apps.REACTOR, b"its turn has not come")
             poll = select.poll()
