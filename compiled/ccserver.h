@@ -9,8 +9,8 @@
  * module.c       what Python can call
  *
  * All is called with the interpreter lock, and gives it up for sleep alone: recv and send do not block,
- * and giving it up for them costs more than they take. zlib gives it up for bodies above 5 KiB, so
- * nothing that another thread could change is held across a CRC. */
+ * and giving it up for them costs more than they take. zlib gives it up for bodies above 5 KiB: what
+ * another thread could change meanwhile, as the longest packet, is read before the first CRC. */
 #ifndef CCSERVER_H
 #define CCSERVER_H
 #define PY_SSIZE_T_CLEAN

@@ -33,6 +33,7 @@ PyObject *accept_one(PyObject *module, PyObject *listening) {
     } else if (family == AF_INET6) { /* which may have a scope */
         port = ntohs(address.v6.sin6_port);
         name = getnameinfo(&address.any, size, host, sizeof host, NULL, 0, NI_NUMERICHOST) == 0 ? host : NULL;
+        errno = EADDRNOTAVAIL; /* for its errors are numbers of its own */
     } else
         errno = EAFNOSUPPORT;
     if (name == NULL)

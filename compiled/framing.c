@@ -122,8 +122,8 @@ PyObject *cut(PyObject *module, PyObject *const *args, Py_ssize_t count) {
 
 /* Write the header of the packet that carries body under code; 0, or -1 with an exception set. */
 static int make_header(PyObject *code_object, PyObject *body, unsigned char *h) {
-    if (!PyLong_Check(code_object) || !PyBytes_Check(body)) {
-        PyErr_SetString(PyExc_TypeError, "a packet is an int and bytes");
+    if (!PyBytes_Check(body)) {
+        PyErr_Format(PyExc_TypeError, "a body is bytes, not %s", Py_TYPE(body)->tp_name);
         return -1;
     }
     Py_ssize_t length = HEADER + PyBytes_GET_SIZE(body);
@@ -132,9 +132,10 @@ static int make_header(PyObject *code_object, PyObject *body, unsigned char *h) 
                      length - HEADER, LONGEST);
         return -1;
     }
-    long code = PyLong_AsLong(code_object);
+    long code = PyLong_AsLong(code_object); /* of whatever has an __index__ */
     if (code < 0 || code > 0xFFFF) {
-        if (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_OverflowError))
+        if (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_OverflowError)
+            || PyErr_ExceptionMatches(PyExc_TypeError))
             PyErr_Format(PyExc_ValueError, "%S is no message code", code_object);
         return -1;
     }
@@ -172,8 +173,11 @@ Py_ssize_t append(PyObject *out, PyObject *code, PyObject *body) {
         return -1;
     memcpy(PyBytes_AS_STRING(piece), h, HEADER);
     memcpy(PyBytes_AS_STRING(piece) + HEADER, PyBytes_AS_STRING(body), (size_t)copied);
+    Py_ssize_t before = PyList_GET_SIZE(out);
     int failed = PyList_Append(out, piece) || (copied < n && PyList_Append(out, body));
     Py_DECREF(piece);
+    if (failed) /* a header alone would make a body of what follows */
+        PyList_SetSlice(out, before, PyList_GET_SIZE(out), NULL);
     return failed ? -1 : HEADER + n;
 }
 
@@ -215,8 +219,8 @@ PyObject *receive(int fd, PyObject *decoder) {
     if (start < 0 || add(&bytes_in, decoder, n) < 0)
         goto failed;
     if (start < size) {
-        PyObject *seen = PyObject_CallMethod(decoder, "_examine", "y#iOi", buffer + start, size - start,
-                                             0, packets, have && !start);
+        PyObject *seen = PyObject_CallMethod(decoder, "_examine", "y#inOi", buffer + start, size - start,
+                                             0, longest, packets, have && !start);
         if (seen == NULL)
             goto failed;
         Py_DECREF(seen);

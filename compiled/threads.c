@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <unistd.h>
 
-static PyObject *deque_append, *deque_popleft;
+static PyObject *deque_append, *deque_popleft, *join;
 static PyObject *done; /* what the reactor is to call for a plain job */
 
 static struct slot since = {.name = "since"}, packets_out = {.name = "packets_out"},
@@ -39,15 +39,20 @@ static int begin_job(PyObject *thread, PyObject *lane, PyObject *claim, double n
 /* What the thread has done of its lane goes to the reactor, see Pool.done; 0, or -1: it does not. */
 static int end_job(PyObject *thread, PyObject *pool, PyObject *jobs, PyObject *lane, PyObject *out,
                    PyObject *end, double flush_after) {
+    PyObject *told_of = PyTuple_Pack(3, lane, Py_None, Py_None);
+    PyObject *call = told_of == NULL ? NULL : PyTuple_Pack(2, done, told_of);
+    PyObject *calls = get(&calls_of, pool), *arguments[] = {calls, call}, *appended = NULL;
+    /* from here on nothing has garbage collected, whose finalizer could send, and have out flushed */
     PyObject *replies = PyLong_FromSsize_t(PyLong_AsSsize_t(end) - number(&flushed, thread));
     PyObject *data = PyList_GET_SIZE(out) == 1 ? Py_NewRef(PyList_GET_ITEM(out, 0))
-                                               : PyObject_CallMethod(no_bytes, "join", "O", out);
-    PyObject *told_of = replies == NULL || data == NULL ? NULL : PyTuple_Pack(3, lane, data, replies);
-    PyObject *call = told_of == NULL ? NULL : PyTuple_Pack(2, done, told_of);
-    PyObject *calls = get(&calls_of, pool), *arguments[] = {calls, call};
-    PyObject *appended = NULL;
-    if (call != NULL && calls != NULL)
+                                               : PyObject_CallMethodOneArg(no_bytes, join, out);
+    if (call != NULL && calls != NULL && replies != NULL && data != NULL) {
+        Py_DECREF(Py_None);
+        PyTuple_SET_ITEM(told_of, 1, Py_NewRef(data));
+        Py_DECREF(Py_None);
+        PyTuple_SET_ITEM(told_of, 2, Py_NewRef(replies));
         appended = PyObject_Vectorcall(deque_append, arguments, 2, NULL);
+    }
     Py_XDECREF(replies);
     Py_XDECREF(data);
     Py_XDECREF(told_of);
@@ -167,7 +172,7 @@ static PyObject *plain_transport(PyObject *lane, Py_ssize_t length) {
 }
 
 /* Settle what comes first of the calls, if it is a plain job; whether it was. */
-static int settle_first(PyObject *calls, PyObject **chunks) {
+static int settle_first(PyObject *pool, PyObject *calls, PyObject **chunks) {
     if (*chunks == NULL && (*chunks = Py_BuildValue("[O]", Py_None)) == NULL)
         return 0; /* what that has garbage collected runs before we look */
     PyObject *call = PySequence_Size(calls) > 0 ? PySequence_GetItem(calls, 0) : NULL;
@@ -184,8 +189,9 @@ static int settle_first(PyObject *calls, PyObject **chunks) {
     if (transport != NULL) {
         PyObject *packets = PyLong_FromSsize_t(number(&packets_out, session) + count);
         PyObject *bytes = PyLong_FromSsize_t(number(&bytes_out, session) + length);
+        PyObject *others = PyLong_FromSsize_t(number(&unfinished, pool) - 1);
         PyObject *size = PyLong_FromSsize_t(length), *first = NULL;
-        if (packets != NULL && bytes != NULL && size != NULL && !PyErr_Occurred()) {
+        if (packets != NULL && bytes != NULL && others != NULL && size != NULL && !PyErr_Occurred()) {
             PyObject *later = length ? PyObject_CallOneArg(*place_of(&corks, transport), transport)
                                      : Py_NewRef(Py_None);
             first = later == NULL ? NULL : PyObject_CallOneArg(deque_popleft, calls);
@@ -195,6 +201,7 @@ static int settle_first(PyObject *calls, PyObject **chunks) {
         if (settled) {
             set(&packets_out, session, Py_NewRef(packets));
             set(&bytes_out, session, Py_NewRef(bytes));
+            set(&unfinished, pool, Py_NewRef(others));
             set(&busy, lane, Py_NewRef(Py_False));
         }
         if (settled && length) {
@@ -205,6 +212,7 @@ static int settle_first(PyObject *calls, PyObject **chunks) {
         }
         Py_XDECREF(packets);
         Py_XDECREF(bytes);
+        Py_XDECREF(others);
         Py_XDECREF(size);
         Py_XDECREF(first);
     }
@@ -233,11 +241,11 @@ PyObject *settle(PyObject *module, PyObject *const *args, Py_ssize_t count) {
         return NULL;
     }
     PyObject *chunks = NULL;
-    while (settled < most && settle_first(args[1], &chunks))
+    while (settled < most && settle_first(args[0], args[1], &chunks))
         settled++;
     Py_XDECREF(chunks);
     PyErr_Clear(); /* the caller will meet it again */
-    return add(&unfinished, args[0], -settled) < 0 ? NULL : PyLong_FromSsize_t(settled);
+    return PyLong_FromSsize_t(settled);
 }
 
 static struct slot dispatch_of = {.name = "_dispatch"}, threaded_of = {.name = "threaded"},
@@ -317,6 +325,7 @@ int prepare_threads(PyObject *module) {
     deque_append = deque == NULL ? NULL : PyObject_GetAttrString(deque, "append");
     deque_popleft = deque == NULL ? NULL : PyObject_GetAttrString(deque, "popleft");
     done = deque_popleft == NULL ? NULL : PyObject_GetAttrString(module, "done");
+    join = PyUnicode_InternFromString("join");
     Py_XDECREF(deque);
-    return deque_append == NULL || done == NULL ? -1 : 0;
+    return deque_append == NULL || done == NULL || join == NULL ? -1 : 0;
 }

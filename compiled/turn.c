@@ -7,8 +7,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define FLUSH_FAILED "Unexpected error in a flush."
-
 static PyObject *connection_done, *connection_lost;
 static _Thread_local char outgoing[COPIED]; /* of what is sent in one piece */
 
@@ -96,10 +94,13 @@ static int flush_transport(PyObject *transport) {
         done = PyErr_Occurred() ? -1 : 0;
     else {
         PyObject *left = send_chunks((int)number(&fd_of, transport), chunks);
+        Py_ssize_t sent = PyList_GET_SIZE(chunks);
         if (left != NULL && PyBytes_GET_SIZE(left) == 0)
             done = set(&corked, transport, Py_NewRef(Py_None)) < 0 ? -1 : 1;
-        else if (left != NULL) /* the next send meets what has stopped this one */
-            done = set(&corked, transport, Py_BuildValue("[O]", left)) < 0 ? -1 : 0;
+        else if (left != NULL && PyList_SetSlice(chunks, 1, sent, NULL) == 0)
+            /* the next send meets what has stopped this one; no new list, for that may have garbage
+             * collected, whose finalizer may have something corked, too */
+            done = PyList_SetItem(chunks, 0, Py_NewRef(left)) < 0 ? -1 : 0;
         Py_XDECREF(left);
     }
     Py_DECREF(chunks);
@@ -112,14 +113,12 @@ static int keep(PyObject *list, Py_ssize_t i, Py_ssize_t *kept) {
     return i == place ? 0 : PyList_SetItem(list, place, Py_NewRef(PyList_GET_ITEM(list, i)));
 }
 
-/* Log the exception that is set, and tell the transport, as DirectReactor._flush does; 0, or -1. */
+/* Report the exception that is set, as DirectReactor._flush does; 0, or -1. */
 static int flush_failed(PyObject *transport) {
-    PyObject *error = raised(), *log = imported("twisted.python.log", "err");
-    PyObject *logged = log == NULL ? NULL : PyObject_CallFunction(log, "Os", error, FLUSH_FAILED);
-    PyObject *told = logged == NULL ? NULL : PyObject_CallMethod(transport, "flush_failed", NULL);
+    PyObject *error = raised(), *report = imported("ccserver.net.reactor", "flush_failed");
+    PyObject *told = report == NULL ? NULL : PyObject_CallFunction(report, "OO", transport, error);
     Py_DECREF(error);
-    Py_XDECREF(log);
-    Py_XDECREF(logged);
+    Py_XDECREF(report);
     Py_XDECREF(told);
     return told == NULL ? -1 : 0;
 }
@@ -187,7 +186,7 @@ static int at_leisure(PyObject *lane) {
 }
 
 /* The replies of a lane at leisure to the packets, here and now, none where they went to the pool; or
- * NULL, with no exception set: that takes Lane.take. */
+ * NULL: with an exception set, or with none, and that takes Lane.take. */
 static PyObject *reply(PyObject *lane, PyObject *session, PyObject *handlers, PyObject *packets) {
     PyObject *code = PyTuple_GET_ITEM(PyList_GET_ITEM(packets, 0), 0);
     PyObject *handler = PyDict_CheckExact(handlers) ? PyDict_GetItemWithError(handlers, code) : NULL;

@@ -154,8 +154,9 @@ class FrameDecoder:
 
         @raise ValueError: C{incomplete} has a complete packet.
         """
-        complete = cut(incomplete, 0, self._max_length, [])
-        self._examine(incomplete, 0, [])
+        longest = self._max_length
+        complete = cut(incomplete, 0, longest, [])
+        self._examine(incomplete, 0, longest, [])
         if complete or any(isinstance(r.error, BadChecksum) for r in self.refused):
             raise ValueError("a complete packet is none that is incomplete")
         self.bytes = bytes
@@ -178,9 +179,10 @@ class FrameDecoder:
             data = b"".join(chunks)
             self._chunks = None
         packets: list[Packet] = []
-        start = cut(data, 0, self._max_length, packets)
+        longest = self._max_length  # a thread may change it meanwhile
+        start = cut(data, 0, longest, packets)
         if start < size:
-            self._examine(data, start, packets, chunks is not None)
+            self._examine(data, start, longest, packets, chunks is not None)
         self.packets += len(packets)
         return packets
 
@@ -200,17 +202,18 @@ class FrameDecoder:
         self._chunks = None
 
     def _examine(
-        self, data: bytes, start: int, packets: list[Packet], goes_on: bool = False
+        self, data: bytes, start: int, longest: int, packets: list[Packet], goes_on: bool = False
     ) -> None:
         """See why cutting stopped at C{start}, and go on as far as it goes.
 
+        @param longest: the L{limit} that it was cut with.
         @param goes_on: the first packet of C{data} had begun before.
         """
         size = len(data)
         while size - start >= HEADER_LENGTH:
             length, code, checksum = HEADER.unpack_from(data, start)
-            if not HEADER_LENGTH <= length <= self._max_length:
-                allowed = f"{HEADER_LENGTH} to {self._max_length}"
+            if not HEADER_LENGTH <= length <= longest:
+                allowed = f"{HEADER_LENGTH} to {longest}"
                 self._refuse(BadLength(f"pkgLen {length}, allowed {allowed}"), code, packets)
                 return
             if start + length > size:
@@ -219,7 +222,7 @@ class FrameDecoder:
             self._refuse(BadChecksum(wrong), code, packets)
             if self.closed:
                 return
-            start = cut(data, start + length, self._max_length, packets)
+            start = cut(data, start + length, longest, packets)
         if start < size:
             self._chunks = [data[start:]]
             self._have = size - start

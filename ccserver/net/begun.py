@@ -18,8 +18,8 @@ class Begun:
 
     __slots__ = ("_coroutine", "_value")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any] | None, value: Any) -> None:
-        """@param coroutine: waits for C{value}; None: the handler has raised C{value}."""
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], value: Any) -> None:
+        """@param coroutine: waits for C{value}."""
         self._coroutine = coroutine
         self._value = value
 
@@ -28,16 +28,12 @@ class Begun:
 
     def __next__(self) -> Any:
         value, self._value = self._value, _NOT_AGAIN
-        if self._coroutine is None:
-            raise value
         return self._coroutine.send(None) if value is _NOT_AGAIN else value
 
     def throw(self, error: BaseException, *more: Any) -> Any:
         """Let the awaited have failed, or the coroutine end."""
-        assert self._coroutine is not None
         return self._coroutine.throw(error, *more)
 
     def close(self) -> None:
         """Let the coroutine end."""
-        if self._coroutine is not None:
-            self._coroutine.close()
+        self._coroutine.close()

@@ -150,7 +150,7 @@ class Dispatch:
         handlers = self.handlers
         lane: Lane
         packets: Iterable[Packet]
-        begun: Begun | None
+        begun: Begun | BaseException | None
         lane, packets, begun = yield DONE
         while True:
             session = lane.session
@@ -173,16 +173,18 @@ class Dispatch:
                 try:
                     if begun is None:
                         call = handler.function(session, body if decode is None else decode(body))
-                    else:
+                    elif isinstance(begun, Begun):
                         call, begun = begun, None
+                    else:
+                        raised, begun = begun, None
+                        raise raised  # not from an iterator, where StopIteration is no error
                     reply = yield from call
                     if reply is not None:
                         if reply.__class__ is not bytes:
                             reply = reply_body(reply)
                         head = header(code, reply)
                         out = lane.out  # another one, if the handler has waited
-                        out.append(head)
-                        out.append(reply)
+                        out += (head, reply)  # both or none
                         count += 1
                         total += HEADER_LENGTH + len(reply)
                 except ProtocolError as error:

@@ -196,6 +196,10 @@ def accept_waiting(port: DirectPort) -> None:
             if intake is not None:
                 intake.starve(os.strerror(error.errno or 0))
             break
+        except MemoryError:
+            if intake is not None:
+                intake.starve(os.strerror(errno.ENOMEM))
+            break
         accepted += 1
         try:
             _begin(port, sock, address)

@@ -116,7 +116,9 @@ class PoolThread(Thread):
                     self._do(job)
                 except BaseException:  # no memory; the lane must not wait for ever
                     lane, self.lane = self.lane or job[0], None
+                    self._packets = self._out = NOTHING
                     self.began = 0.0
+                    self._expects_to_wait = False
                     self._pool.log.failure("a job of the pool has failed")
                     self._pool.call(lane.finished, b"", 0, [], 1, [])
             else:
@@ -150,16 +152,16 @@ class PoolThread(Thread):
 
     def answered(self) -> tuple[bytes, int]:
         """The replies that the job has and has not handed on; may be asked from any thread."""
-        data = b"".join(self._out)
-        packets: list[Packet] = []
-        stop = cut(data, 0, LENGTH_LIMIT, packets)  # it may be adding one just now
-        return data[:stop], len(packets)
+        return _whole(self._out)  # it may be adding one just now
 
     def flush(self) -> None:
         """Hand on the replies that the job has so far."""
         if self._out and self.lane is not None:
-            data, count = self.answered()
+            out: list[bytes] = []
+            # nothing has garbage collected until it is empty: a finalizer may send, and flush too
+            out += self._out
             self._out.clear()  # the compiled part goes on appending to it
+            data, count = _whole(out)
             self._flushed += count
             self._pool.call(self.lane.replied, data, count)
 
@@ -271,7 +273,9 @@ class PoolThread(Thread):
                 errors += 1
                 lane.failed(handler)
             error = None
-        return b"".join(self._out), count - self._flushed, refused, errors, list(rest)
+        left = list(rest)
+        out, self._out = self._out, NOTHING  # a finalizer that sends would have it flushed, too
+        return b"".join(out), count - self._flushed, refused, errors, left
 
     def _prepare_to_wait(self, code: int) -> None:
         """The handler of C{code} has taken long: nobody is to wait for it who need not."""
@@ -284,3 +288,11 @@ class PoolThread(Thread):
         self._expects_to_wait = True
         self.flush()
         self._pool.prepare_to_wait()
+
+
+def _whole(out: list[bytes]) -> tuple[bytes, int]:
+    """The packets of C{out}, but for one that is not there in whole, and how many they are."""
+    data = b"".join(out)
+    packets: list[Packet] = []
+    stop = cut(data, 0, LENGTH_LIMIT, packets)
+    return data[:stop], len(packets)

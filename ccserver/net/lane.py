@@ -40,8 +40,9 @@ L{DONE}, or what a handler waits for."""
 
 DONE = object()
 
-Task = tuple["Lane", Iterable[Packet], Begun | None]
-"""What a runner is sent: whose packets, which, and the call of the first if it has begun."""
+Task = tuple["Lane", Iterable[Packet], Begun | BaseException | None]
+"""What a runner is sent: whose packets, which, and the call of the first if it has begun, or what
+that has raised."""
 
 NO_JOB: Claim = []
 
@@ -195,8 +196,7 @@ class Lane(Resting):
         packets: Iterable[Packet] = rest
         if packet is not None:
             packets = chain((packet,), rest)
-            if coroutine is not None or value is not None:
-                begun = Begun(coroutine, value)
+            begun = value if coroutine is None else Begun(coroutine, value)
         elif self.flush():
             self.put_back(rest)
         return self._let_run(out, (self, packets, begun))

@@ -41,7 +41,8 @@ settle: Callable[..., int] | None = native.settle if native else None
 class Pool:
     """The worker's threads, and the one way back from them to the reactor.
 
-    All but L{call}, L{flush_job} and L{in_reactor} is called in the reactor's thread.
+    L{call}, L{flush_job}, L{in_reactor} and L{wake_up} are called from any thread; L{take}, L{done}
+    and L{prepare_to_wait} by its own threads; all else in the reactor's.
 
     @ivar size: how many threads there are for handlers that return in time.
     @ivar handler_timeout: seconds that a handler may hold a thread; 0: as long as it likes.
@@ -333,7 +334,10 @@ class Pool:
             self._make(left)
             return
         while left > 0 and calls:  # there may be none because one of them has worked off the rest
-            left -= settle(self, calls, left)
+            try:
+                left -= settle(self, calls, left)
+            except MemoryError:  # for the number of those that it has settled
+                self.log.failure("calls from threads are not counted")
             if left > 0:
                 self._make(1)
                 left -= 1

@@ -55,6 +55,12 @@ class Flushable(Protocol):
         """L{flush} has raised, which it does only where there is no memory."""
 
 
+def flush_failed(flushable: Flushable, error: BaseException) -> None:
+    """Log what a flush has raised, and tell whose it was."""
+    log.err(Failure(error), "Unexpected error in a flush.")
+    flushable.flush_failed()
+
+
 flush: Callable[[list[Flushable], type], None] | None = native.flush if native else None
 """flush(flushables, kind) takes away those, transports of that class, that have nothing left to
 flush."""
@@ -135,21 +141,23 @@ class DirectReactor(WatchingReactor):
         for flushable in gathered:
             try:
                 flushable.flush()
-            except Exception:  # no memory; what is behind it is flushed all the same
-                log.err(None, "Unexpected error in a flush.")
-                flushable.flush_failed()
+            except Exception as error:  # no memory; what is behind it is flushed all the same
+                flush_failed(flushable, error)
 
     def lose(self, selectable: Any, why: BaseException, fault: bool) -> None:
         """Disconnect C{selectable}, whose reading has come to an end, or has failed."""
-        if why is CONNECTION_DONE and isinstance(selectable, DirectServer):
-            # as below, here for the sake of speed; what the protocol ends now is watched no more
-            selectable.readConnectionLost(CLOSED)
-            if selectable.connected:
-                self.removeReader(selectable)
-            return
-        if fault:
-            log.callWithLogger(selectable, log.err, why)
-        self._disconnectSelectable(selectable, why, True)
+        try:
+            if why is CONNECTION_DONE and isinstance(selectable, DirectServer):
+                # as below, here for the sake of speed; what the protocol ends is watched no more
+                selectable.readConnectionLost(CLOSED)
+                if selectable.connected:
+                    self.removeReader(selectable)
+                return
+            if fault:
+                log.callWithLogger(selectable, log.err, why)
+            self._disconnectSelectable(selectable, why, True)
+        except Exception:  # the other events of the turn are not to wait for the next one
+            log.callWithLogger(selectable, log.err, None, "Unexpected error in an end.")
 
     doIteration = doPoll
 

@@ -95,8 +95,11 @@ class Resting(Sender):
             self._peer.pause_reading()
         self._call_back()
         if self._job:
+            taken_back: list[Packet] | None = None
             with suppress(IndexError):  # a thread has begun it meanwhile
-                self.finished(b"", 0, [], 0, self._job.pop())
+                taken_back = self._job.pop()
+            if taken_back is not None:
+                self.finished(b"", 0, [], 0, taken_back)
         self._advance()
 
     def unhold(self) -> None:

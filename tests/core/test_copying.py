@@ -11,7 +11,6 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.core import session as sessions
-from ccserver.core.copying import another_in_python
 from ccserver.core.framing import FrameDecoder
 from ccserver.core.limits import FloodLimit, SessionLimits
 from ccserver.core.rates import Rate
@@ -45,6 +44,20 @@ def values(thing: Any) -> dict[str, Any]:
                 inner = hasattr(type(value), "__slots__") and type(value).__module__ != "enum"
                 found[name] = (type(value), values(value)) if inner else value
     return found
+
+
+def another_in_python(pattern: Any) -> Any:
+    """An object of the class of C{pattern}, with the same in its slots, and no attributes else.
+
+    @raise TypeError: objects of that class are not made of slots alone.
+    """
+    kind = pattern.__class__
+    made = object.__new__(kind)
+    for parent in kind.__mro__:
+        for name in parent.__dict__.get("__slots__", ()):
+            if hasattr(pattern, name):
+                setattr(made, name, getattr(pattern, name))
+    return made
 
 
 class AnotherTests(SynchronousTestCase):

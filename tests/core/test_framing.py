@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import sys
+from typing import Any
 from zlib import crc32
 
 from hypothesis import HealthCheck, example, given, settings
@@ -213,6 +215,12 @@ class BadInputTests(ReferenceCase):
             refusals = self.refusals(data, maximum=4096)
             self.assertEqual([reason for reason, *_ in refusals], ["bad_length"])
 
+    def test_a_limit_that_is_raised_meanwhile_makes_no_bad_checksum_of_a_good_packet(self):
+        decoder = Examined(20)
+        self.assertEqual(decoder.feed(encode(1, b"short") + encode(2, bytes(50))), [(1, b"short")])
+        (refusal,) = decoder.refused
+        self.assertIsInstance(refusal.error, BadLength)
+
 
 @compiled_too
 class CountTests(ReferenceCase):
@@ -372,6 +380,14 @@ class AnySegmentationTests(ReferenceCase):
                 self.assertIn(type(refusal.error), (BadLength, BadChecksum))
 
 
+class Examined(FrameDecoder):
+    """A decoder whose limit a thread raises behind the cutting, and before the look at its end."""
+
+    def _examine(self, *arguments: Any) -> None:
+        self.limit(100)
+        super()._examine(*arguments)
+
+
 class CompiledTests(SynchronousTestCase):
     """The compiled part does what its reference does."""
 
@@ -382,6 +398,22 @@ class CompiledTests(SynchronousTestCase):
     @thoroughly
     def test_headers_are_the_same(self, code: int, body: bytes):
         self.assertEqual(native.header(code, body), framing.header_in_python(code, body))
+
+    def test_what_is_no_code_is_the_same_error(self):
+        for code in (-1, 65536, 1 << 70, 5.0, "1", None):
+            for header in (native.header, framing.header_in_python):
+                error = self.assertRaises(ValueError, header, code, b"")
+                self.assertEqual(str(error), f"{code} is no message code")
+
+    def test_a_limit_that_is_raised_while_it_is_received(self):
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+        theirs.send(encode(1, b"short") + encode(2, bytes(50)))
+        decoder = Examined(20)
+        self.assertEqual(native.feed_from(ours, decoder), [(1, b"short")])
+        (refusal,) = decoder.refused
+        self.assertIsInstance(refusal.error, BadLength)
 
     def test_so_they_are_for_long_bodies(self):
         for length in (255, 256, 257, 1023, 1024, 4096, 65527):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import struct
@@ -23,6 +24,7 @@ from ccserver.core.limits import FloodLimit, Heartbeat, RateAction, SessionLimit
 from ccserver.core.rates import Rate
 from ccserver.core.session import Session
 from ccserver.errors import BadBody
+from ccserver.message import Message, field
 from ccserver.native import native
 from ccserver.net import reactor as turns
 from ccserver.net.connections import Connections
@@ -31,15 +33,30 @@ from ccserver.net.pool import Pool
 from ccserver.net.protocol import PacketFactory
 from ccserver.net.reactor import DirectReactor
 from ccserver.net.transport import DirectServer
+from tests.net import ways
 
 ECHO, SILENT, FAULT, REFUSAL, LATER, CLOSE, PUSH, LARGE, KIND, UNKNOWN, BURST = range(1, 12)
-CODES = (ECHO, SILENT, FAULT, REFUSAL, LATER, CLOSE, PUSH, LARGE, KIND, UNKNOWN)
+MIDDLE, STOP, EXIT, DECODE, ENCODE, LATE_STOP = range(12, 18)
+CODES = (*range(ECHO, BURST), *range(MIDDLE, LATE_STOP + 1))
 TURNS = 12
 """More than it takes until nothing happens any more."""
 
 
 class FaultError(Exception):
     """A handler of the tests has raised it."""
+
+
+class Stubborn(Message):
+    """Is decoded and encoded by what raises an exception that has a meaning for generators."""
+
+    number: int = field.u8()
+
+    @classmethod
+    def decode(cls, body: bytes) -> Stubborn:
+        raise StopIteration(b"no reply")
+
+    def encode(self) -> bytes:
+        raise StopIteration(b"no reply")
 
 
 def application(reactor: Any) -> App:
@@ -89,6 +106,33 @@ def application(reactor: Any) -> App:
             session.send(BURST, bytes(60_000))
         return b"behind it"
 
+    @app.message(MIDDLE)
+    async def middle(session: Session, request: bytes) -> bytes:
+        return request * 3000
+
+    @app.message(STOP)
+    async def stop(session: Session, request: bytes) -> bytes:
+        raise StopIteration(b"no reply")
+
+    @app.message(EXIT)
+    async def leave(session: Session, request: bytes) -> bytes:
+        raise GeneratorExit
+
+    @app.message(DECODE)
+    async def decode(session: Session, request: Stubborn) -> bytes:
+        return b"never called"
+
+    @app.message(ENCODE)
+    async def encode_reply(session: Session, request: bytes) -> Stubborn:
+        return Stubborn(number=1)
+
+    @app.message(LATE_STOP)
+    async def late_stop(session: Session, request: bytes) -> Stubborn:
+        awaited: Deferred[None] = Deferred()
+        reactor.callLater(0, awaited.callback, None)
+        await awaited
+        return Stubborn(number=1)
+
     @app.message(KIND)
     async def kind(session: Session, request: bytes) -> bytearray:
         return bytearray(request)
@@ -104,7 +148,7 @@ class Outcome(NamedTuple):
     reason: str | None
     counted: tuple[int, int, int, int]
     refused: dict[str, int]
-    errors: int
+    errors: tuple[int, set[type]]
     state: dict[str, Any]
 
 
@@ -112,8 +156,7 @@ class Worker:
     """The net side of a worker on a real reactor, whose clients are socket pairs."""
 
     def __init__(self, test: Any, compiled: bool, limits: SessionLimits) -> None:
-        for name in ("serve", "flush"):
-            test.patch(turns, name, getattr(native, name, None) if compiled else None)
+        ways.go(test, compiled)
         self.reactor = DirectReactor()
         self.counts = Counts()
         self.table = Connections(100, 0, self.counts, self.reactor.seconds, limits.heartbeat)
@@ -221,7 +264,8 @@ class SameTests(SynchronousTestCase):
                 *(session.packets_in, session.bytes_in),
                 *(session.packets_out, session.bytes_out),
             )
-            errors = len(self.flushLoggedErrors(FaultError))
+            raised = {failure.type for failure in self.flushLoggedErrors()}
+            errors = (worker.counts.handler_errors, raised)  # of many, not all are logged
             refused = {str(reason): count for reason, count in worker.counts.refused.items()}
             return Outcome(
                 data, ended, session.close_reason, counted, refused, errors, session.state
@@ -483,6 +527,31 @@ if native is not None:
             self.assertEqual(len(heard), 1)
             self.assertEqual([received(client)[0] for client, _ in others], [b"good"] * 20)
 
+        def test_what_garbage_sends_meanwhile_is_not_lost(self):
+            class Garbage:
+                def __init__(self, transport: Any) -> None:
+                    self.transport, self.itself = transport, self
+
+                def __del__(self) -> None:
+                    self.transport.write(b"the last")
+
+            self.addCleanup(gc.set_threshold, *gc.get_threshold())
+            much = bytes(2_000_000)
+            self.transport.write(much[:1000])
+            self.transport.write(much[1000:])
+            gc.collect()
+            gc.set_threshold(0)
+            Garbage(self.transport)
+            gc.set_threshold(1)
+            native.flush(self.worker.reactor._unflushed, DirectServer)
+            gc.set_threshold(0)
+            gc.collect()
+            data = b""
+            for _ in range(100):
+                self.worker.turn()
+                data += received(self.client)[0]
+            self.assertEqual((len(data), data[-8:]), (len(much) + 8, b"the last"))
+
         def test_any_number_of_chunks_of_any_size_is_sent_in_order(self):
             for count, size in ((1, 1), (2, 5000), (128, 100), (129, 70), (5, 9000), (300, 3)):
                 chunks = [bytes([n % 256]) * size for n in range(count)]
@@ -492,6 +561,31 @@ if native is not None:
 
 
 class MemoryTests(SynchronousTestCase):
+    def test_a_reply_is_sent_whole_or_not_at_all(self):
+        try:
+            import _testcapi
+        except ImportError:
+            self.skipTest("this Python cannot be without memory")
+        for start in range(30):
+            worker = Worker(self, True, SessionLimits())
+            client, _ = worker.connect()
+            self.addCleanup(client.close)
+            for packet in ((ECHO, b"a"), (MIDDLE, b"b"), (MIDDLE, b"c"), (ECHO, b"d")):
+                client.send(encode(*packet))
+            _testcapi.set_nomemory(start, start + 1)
+            try:
+                worker.reactor.doIteration(0)
+            except MemoryError:
+                pass
+            finally:
+                _testcapi.remove_mem_hooks()
+            worker.turn(3)
+            client.setblocking(False)
+            decoder = FrameDecoder(65535)
+            decoder.feed(received(client)[0])
+            self.assertEqual((decoder.refused, decoder.buffered), ((), 0), f"allocation {start}")
+            self.flushLoggedErrors(MemoryError)
+
     def test_who_is_to_be_woken_is_woken_also_where_nothing_can_be_polled(self):
         waking = os.eventfd(0, os.EFD_NONBLOCK)
         self.addCleanup(os.close, waking)

@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ccserver.native import native
 from ccserver.net import intake
 from ccserver.net.intake import (
+    DESCRIPTORS,
     LINE_INTERVAL,
     MOST_ACCEPTS,
     PAUSE,
@@ -196,6 +197,20 @@ class IntakeTests(SynchronousTestCase):
         self.assertIn(self.ports[0], self.reactor.readers)
         self.fail(0)
         self.assertEqual(self.turn(), 1)
+
+    def test_without_memory_accepting_pauses_and_goes_on(self):
+        real = intake.accept
+
+        def fail(listening: Any) -> Any:
+            intake.accept = real
+            raise MemoryError
+
+        self.patch(intake, "accept", fail)
+        self.ports[0].doRead()
+        self.assertEqual(self.intake.reasons, {DESCRIPTORS})
+        self.reactor.advance(PAUSE)
+        self.assertEqual(self.intake.reasons, set())
+        self.assertIn(self.ports[0], self.reactor.readers)
 
     def test_one_that_cannot_begin_is_closed_and_the_others_go_on(self):
         self.ports[0].numberAccepts = 5

@@ -72,6 +72,24 @@ class ClockTests(ReactorCase):
         self.run_until_idle()
 
 
+class EndTests(ReactorCase):
+    def test_an_end_that_fails_leaves_the_other_events_of_the_turn(self):
+        class Bug(Exception):
+            pass
+
+        class Faulty(Recorder):
+            def connectionLost(self, reason: Any) -> None:
+                raise Bug
+
+        other = Recorder()
+        for protocol, incoming in ((Faulty(), b""), (other, b"read")):
+            _, socket = self.wire.connect(protocol)
+            socket.incoming.append(incoming)
+        self.reactor.doIteration(0)
+        self.assertEqual(other.got, [b"read"])
+        self.assertEqual(len(self.flushLoggedErrors(Bug)), 1)
+
+
 class LoopTests(ReactorCase):
     def test_it_is_a_reactor(self):
         for interface in (IReactorTime, IReactorFDSet, IReactorTCP):

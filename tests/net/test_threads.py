@@ -20,10 +20,11 @@ from ccserver.core.framing import HEADER_LENGTH, Packet
 from ccserver.core.session import Session
 from ccserver.errors import BadBody
 from ccserver.native import native
-from ccserver.net import jobs, lane, pool, reactor
+from ccserver.net import jobs, pool, reactor
 from ccserver.net.jobs import PoolThread
 from ccserver.net.lane import Lane
 from ccserver.net.transport import READ_SIZE, DirectServer
+from tests.net import ways
 from tests.net.moving import Machine, MovingWorker
 from tests.net.test_dispatch import Bug, Gate
 from tests.support import PATIENCE, logged, texts
@@ -41,12 +42,7 @@ class ThreadsCase(SynchronousTestCase):
     compiled = False
 
     def setUp(self) -> None:
-        if not self.compiled:
-            for module, name in (
-                *((jobs, "do_jobs"), (pool, "settle"), (lane, "submit")),
-                *((reactor, "serve"), (reactor, "flush")),
-            ):
-                self.patch(module, name, None)
+        ways.go(self, self.compiled)
         self.gate = Gate(self)
         self.app = App()
         self.machine = Machine(self)
@@ -289,6 +285,53 @@ class ThreadsTests(ThreadsCase):
         self.machine.until(lambda: worker.counts.late_replies == 1)
         self.assertEqual((client.bodies(), client.protocol.session.packets_out), ([], 1))
         self.assertEqual((self.pool.unfinished, self.pool.stuck), (0, 0))
+
+    def test_what_garbage_sends_comes_once_and_so_do_the_replies(self):
+        self.addCleanup(gc.set_threshold, *gc.get_threshold())
+
+        class Garbage:
+            def __init__(self, session: Session) -> None:
+                self.session, self.itself = session, self
+
+            def __del__(self) -> None:
+                self.session.send(21, b"garbage")
+
+        @self.app.message(20)
+        def leave(session: Session, request: bytes) -> bytes:
+            gc.collect()
+            gc.set_threshold(0)
+            Garbage(session)
+            gc.set_threshold(1)  # what is made next has it collected
+            if request == b"flushed":
+                session.send(20, b"a push")
+            return request
+
+        worker = self.worker()
+        for request, push in ((b"plain", []), (b"flushed", [b"a push"])):
+            client = worker.connect()
+            client.send((ECHO, b"before"), (20, request), (ECHO, b"behind"))
+            self.idle()
+            gc.set_threshold(0)
+            gc.collect()
+            self.idle()
+            bodies = client.bodies()
+            self.assertEqual(bodies.count(b"garbage"), 1)
+            bodies.remove(b"garbage")
+            self.assertEqual(bodies, [b"before", *push, request, b"behind"])
+
+    def test_where_what_is_done_cannot_be_settled_it_is_done_all_the_same(self):
+        def fail(*args: Any) -> int:
+            raise MemoryError
+
+        worker = self.worker()
+        client = worker.connect()
+        self.patch(pool, "settle", fail)
+        for body in (b"a", b"b"):
+            client.send((ECHO, body), (ECHO, b"next"))
+            client.expect(body, b"next")
+        self.assertEqual(self.pool.unfinished, 0)
+        self.assertIn(self.pool, worker.reactor.getReaders())
+        self.assertTrue(self.flushLoggedErrors(MemoryError))
 
     def test_a_thread_keeps_nobody_who_is_gone(self):
         worker = self.worker()
