@@ -14,13 +14,14 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from unittest import SkipTest
+
+from tests.ports import free_port
 
 try:
     import psycopg
@@ -89,7 +90,7 @@ class OwnServer(Server):
             os.chown(self._folder, *owner)
             self._make_executable()
         self._initialise()
-        self._port = _free_port()
+        self._port = free_port()
         super().__init__(f"postgresql://tests@127.0.0.1:{self._port}/postgres")
         self.start()
 
@@ -283,10 +284,3 @@ def _end_with_parent() -> None:
     """Stop this process, at once but cleanly, when its parent is killed."""
     if _libc is not None:
         _libc.prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -33,6 +33,7 @@ from ccserver.core.counts import Counts
 from ccserver.core.framing import FrameDecoder, Packet, encode
 from ccserver.core.limits import SessionLimits
 from ccserver.core.outbox import SendLimits
+from ccserver.net import jobs
 from ccserver.net.closing import CloseTimeouts
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import LANE_BYTES, Dispatch
@@ -411,6 +412,12 @@ def texts(events: list[LogEvent]) -> list[str]:
         eventAsText(e, includeTraceback=False, includeTimestamp=False, includeSystem=False)
         for e in events
     ]
+
+
+def take_no_time(test: TestCase) -> None:
+    """Let no job of C{test} be one that takes long, however little time this process gets."""
+    for name in ("FLUSH_AFTER", "LONG", "SLICE"):
+        test.patch(jobs, name, PATIENCE)
 
 
 def open_descriptors() -> int:

@@ -235,8 +235,8 @@ class Uncaught:
         self.log.warn(
             "an exception that cannot be raised, {kind}: {error}, in {where}{more}",
             kind=kind.__name__,
-            error=safe_str(error),
-            where=safe_repr(uncaught.object)[:UNCAUGHT_LENGTH],
+            error=safe_str(error)[:UNCAUGHT_LENGTH],
+            where=(uncaught.err_msg or safe_repr(uncaught.object))[:UNCAUGHT_LENGTH],
             more=more,
             stack="".join(traceback.format_tb(uncaught.exc_traceback)).splitlines(),
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import random
 import re
 import shutil
 import signal
@@ -23,6 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import ccserver
 from ccserver.core.framing import FrameDecoder, Packet, encode
+from tests.ports import bind, free_port
 
 T = TypeVar("T")
 
@@ -57,35 +57,6 @@ def measured(what: str, value: float) -> None:
     if os.environ.get(FIGURES):
         with open(os.environ[FIGURES], "a") as file:
             file.write(f"{what}: {value:.3f}\n")
-
-
-def free_port() -> int:
-    """A port that nobody has, from outside the range that clients are given theirs from.
-
-    Test processes that run side by side look in ranges of their own.
-    """
-    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
-    while True:
-        port = random.SystemRandom().randrange(16000 + 4000 * number, 20000 + 4000 * number)
-        try:
-            bind(port).close()
-        except OSError:
-            continue
-        return port
-
-
-def bind(port: int, share: bool = False) -> socket.socket:
-    """A socket bound to C{port}: it must be free, unless all who have it C{share} it."""
-    bound = socket.socket()
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if share:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        bound.bind(("127.0.0.1", port))
-    except OSError:
-        bound.close()
-        raise
-    return bound
 
 
 class Client:

@@ -2,7 +2,8 @@
 
 A process that others keep from a CPU is late, and so is everybody who waits for it. That is no
 fault of the server. So the kernel is asked how long the threads of the server and of the test could
-run and were not let: as much of that as others used the CPUs meanwhile is not counted. What our own
+run and were not let: as much of that as others used the CPUs meanwhile is not counted, nor is what
+a quota of the container keeps from us. What our own
 threads take from each other is, and so is all time in which none of them wants to run: a server
 that stands still is seen whatever others do.
 """
@@ -38,7 +39,7 @@ class Interval:
     @ivar until: when it ended, monotonic.
     @ivar length: how long it was.
     @ivar others: what others used of all CPUs.
-    @ivar stood: for how long the machine stood still, or CPUs of it did.
+    @ivar stood: for how long the machine stood still, or CPUs of it did, or a quota kept them.
     @ivar waits: for how long which threads of ours could run and were not let.
     """
 
@@ -78,6 +79,7 @@ class Stopwatch:
         self._threads = _Threads()
         self._enough = threading.Event()
         self._watch = threading.Thread(target=self._look_on, daemon=True)
+        self._failed: BaseException | None = None
 
     def __enter__(self) -> Self:
         self._threads.look(self._pids())
@@ -89,6 +91,8 @@ class Stopwatch:
     def __exit__(self, *exc: object) -> None:
         self._enough.set()
         self._watch.join()
+        if self._failed is not None:
+            raise self._failed
         self._look()
         self._threads.close()
 
@@ -124,8 +128,11 @@ class Stopwatch:
         return ours if self._server is None else ours | set(self._server.processes())
 
     def _look_on(self) -> None:
-        while not self._enough.wait(INTERVAL):
-            self._look(INTERVAL)
+        try:
+            while not self._enough.wait(INTERVAL):
+                self._look(INTERVAL)
+        except BaseException as error:
+            self._failed = error
 
     def _look(self, planned: float | None = None) -> None:
         """@param planned: for how many seconds we wanted to sleep."""
@@ -220,7 +227,38 @@ def _machine() -> tuple[float, float, float]:
     """Now, how long CPUs have had nothing to do, and how long they were kept from the machine."""
     with open("/proc/stat") as file:
         figures = list(map(int, file.readline().split()[1:9]))
-    return time.monotonic(), (figures[3] + figures[4]) / TICK, figures[7] / TICK
+    kept = figures[7] / TICK + throttled()
+    return time.monotonic(), (figures[3] + figures[4]) / TICK, kept
+
+
+def throttled() -> float:
+    """For how many seconds the quota of our container has kept CPUs from it, in sum."""
+    for path, key, unit in QUOTAS:
+        with suppress(OSError), open(path) as file:
+            figures = dict(line.split() for line in file)
+            if key in figures:
+                return int(figures[key]) * unit
+    return 0.0
+
+
+def _quotas(groups: str = "/proc/self/cgroup") -> list[tuple[str, str, float]]:
+    """Where the kernel may tell that: the file, the key and the seconds in one of it."""
+    found = []
+    with suppress(OSError), open(groups) as file:
+        for line in file:
+            number, controllers, path = line.rstrip("\n").split(":", 2)
+            if number == "0":
+                root, key, unit = "/sys/fs/cgroup", "throttled_usec", 1e-6
+            elif "cpu" in controllers.split(","):
+                root, key, unit = "/sys/fs/cgroup/cpu", "throttled_time", NANOSECOND
+            else:
+                continue
+            # a container may see the tree of the whole machine, or its own part as the root
+            found += [(f"{root}{path}/cpu.stat", key, unit), (f"{root}/cpu.stat", key, unit)]
+    return found
+
+
+QUOTAS = _quotas()
 
 
 def _count_cpus() -> int:

@@ -138,7 +138,7 @@ class StrangersTests(ServerCase):
 class NarrowTests(ServerCase):
     """A server may allow those who have logged in more than strangers."""
 
-    options: ClassVar = {**OPTIONS, "StrangerPacketLength": 108, "LoginTimeout": 2}
+    options: ClassVar = {**OPTIONS, "StrangerPacketLength": 108}
 
     def test_what_is_longer_than_theirs_is_refused_of_strangers_alone(self):
         known, stranger = self.connect(), self.connect()
@@ -150,7 +150,11 @@ class NarrowTests(ServerCase):
         self.assertEqual(stranger.rest(), [])
         wait_until(lambda: "closed: bad_length" in self.server.log, "its end")
 
-    def test_who_is_still_one_behind_the_time_is_closed(self):
+
+class LoginTimeoutTests(ServerCase):
+    options: ClassVar = {**OPTIONS, "LoginTimeout": 2}
+
+    def test_who_is_still_a_stranger_behind_the_time_is_closed(self):
         client = self.connect()
         self.assertEqual(client.ask(PING), b"")
         self.assertEqual(client.rest(), [])

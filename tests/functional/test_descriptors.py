@@ -98,7 +98,7 @@ class StarvedWorkerTests(SynchronousTestCase):
     """A worker that can open nothing: its application has taken all descriptors, say."""
 
     def test_it_lives_and_serves_whom_it_has_and_others_have_the_rest(self):
-        with ServerProcess(workers=2, WorkerTimeout=1, RebalanceInterval=0) as server:
+        with ServerProcess(workers=2, WorkerTimeout=3, RebalanceInterval=0) as server:
             operator = Operator(server)
             clients = [server.connect() for _ in range(20)]
             for client in clients:
@@ -113,7 +113,7 @@ class StarvedWorkerTests(SynchronousTestCase):
 
             wait_until(is_full, "its connections not to be told")
             start = time.monotonic()
-            wait_until(lambda: time.monotonic() > start + WATCHED, "some time to go by")
+            wait_until(lambda: time.monotonic() > start + 3 + WATCHED, "some time to go by")
             memory = {row["pid"]: row["memory"] for row in operator.status()["workers"]}
             self.assertIsNone(memory[starved])
             for _ in range(10):

@@ -16,7 +16,9 @@ from tests.functional.server import ServerProcess, measured, title, wait_until
 from tests.functional.traffic import Traffic
 
 CONNECTIONS = 600
-KILLS = 22
+KILLS, MOST_KILLS = 22, 60
+HITS = 8
+"""Kills in the middle of a hand-over; who gets no CPU in time misses one."""
 MASTER_KILLS = 5
 UPGRADE_KILLS = 3
 EARLY = 5
@@ -70,17 +72,19 @@ class KillTests(SynchronousTestCase):
     def test_workers_killed_at_random_moments_of_reloads(self):
         begun = time.monotonic()
         with Traffic(self.server.port, CONNECTIONS, reconnect=True) as traffic:
-            for number in range(KILLS):
+            for number in range(MOST_KILLS):
+                if number >= KILLS and self.hits >= HITS:
+                    break
                 self.kill_worker(number)
                 counts = traffic.counts()
                 self.assertLessEqual(set(counts.errors), ALLOWED, counts.details)
             wait_until(lambda: traffic.counts().open == CONNECTIONS, "all to be connected again")
             counts = traffic.stop()
         self.assertLessEqual(set(counts.errors), ALLOWED, counts.details)
-        measured(f"{KILLS} kills of workers in reloads, seconds", time.monotonic() - begun)
+        measured(f"{number} kills of workers in reloads, seconds", time.monotonic() - begun)
         measured("connections that ended in them", float(sum(counts.errors.values())))
         measured("kills that met a hand-over", self.hits)
-        self.assertGreater(self.hits, KILLS // 3, "the moments miss the hand-overs")
+        self.assertGreaterEqual(self.hits, HITS, "the moments miss the hand-overs")
         self.assertEqual(len(self.server.workers()), 2)
 
     def test_masters_killed_at_random_moments_of_reloads(self):

@@ -69,7 +69,8 @@ class SlowHandlersTests(CommandCase):
         )
         (sleeping,) = samples["sleeping"]
         self.assertLess(0.001, sleeping["slept"])
-        self.assertLess(sleeping["per_second"], 3 / sleeping["slept"] * 1.05)
+        # a sleep of each thread may have begun before
+        self.assertLess(sleeping["per_second"], 3 / sleeping["slept"] * 1.05 + 3 / 0.3)
         self.assertLess(sleeping["bare"], 3 / 0.001)
         alone, beside = samples["waiting"]
         self.assertEqual((alone["beside"], alone["slow_packets"]), (False, 0))

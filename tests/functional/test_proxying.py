@@ -24,8 +24,9 @@ from tests.authority import Authority, written
 from tests.core.test_proxy import v1_tcp, v2, v2_tcp
 from tests.functional.codes import REACTOR, WHO
 from tests.functional.operator import Operator
-from tests.functional.server import Client, ServerProcess, free_port, wait_until
+from tests.functional.server import Client, ServerProcess, wait_until
 from tests.functional.stopwatch import Stopwatch
+from tests.ports import free_port
 
 CLIENT = ("192.0.2.1", 1234)
 HAPROXY = os.environ.get("CCSERVER_HAPROXY") or shutil.which("haproxy")

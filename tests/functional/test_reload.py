@@ -13,9 +13,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from ccserver.core.framing import encode
 from tests.functional import apps
 from tests.functional.operator import Operator
-from tests.functional.server import ECHO, Client, ServerProcess, free_port, measured, wait_until
+from tests.functional.server import ECHO, Client, ServerProcess, measured, wait_until
 from tests.functional.stopwatch import Stopwatch
 from tests.functional.traffic import LONGEST_PAUSE, Traffic
+from tests.ports import free_port
 
 CONNECTIONS = 2000
 RELOADS = 20

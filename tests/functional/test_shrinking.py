@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Address
 from ccserver.process.listening import Listening
-from tests.functional.server import free_port
+from tests.ports import free_port
 
 ROUNDS = 60
 CLIENTS = 4

@@ -4,7 +4,8 @@ import socket
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.functional import apps
-from tests.functional.server import ServerProcess, bind
+from tests.functional.server import ServerProcess
+from tests.ports import bind
 
 EXIT_CONFIG, EXIT_START, EXIT_APP = 1, 3, 4
 

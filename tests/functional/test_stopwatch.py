@@ -9,10 +9,11 @@ import time
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.functional import apps
+from tests.functional import apps, stopwatch
 from tests.functional.server import ServerProcess
 from tests.functional.stopwatch import Interval, Stopwatch, lost
 from tests.functional.traffic import LONGEST_PAUSE, Traffic
+from tests.support import folder
 
 STALL = 0.5
 
@@ -60,6 +61,29 @@ class LostTests(SynchronousTestCase):
         self.assert_lost(0.4, 1.2, stood=0.4)
         self.assert_lost(0.5, 1.5, 0.3, stood=0.2, others=0.9)
         self.assert_lost(0.9, 3.0, stood=2.0)
+
+
+class QuotaTests(SynchronousTestCase):
+    def test_what_a_quota_keeps_from_us_is_told_in_seconds(self):
+        path = os.path.join(folder(self), "cpu.stat")
+        for line, key, unit in (
+            ("throttled_usec 1500000", "throttled_usec", 1e-6),
+            ("throttled_time 1500000000", "throttled_time", 1e-9),
+        ):
+            with open(path, "w") as file:
+                print(f"nr_periods 7\n{line}", file=file)
+            self.patch(stopwatch, "QUOTAS", [("/nowhere", key, unit), (path, key, unit)])
+            self.assertAlmostEqual(stopwatch.throttled(), 1.5)
+        self.patch(stopwatch, "QUOTAS", [(path, "another", 1.0)])
+        self.assertEqual(stopwatch.throttled(), 0.0)
+
+    def test_it_is_looked_for_where_the_kernel_tells_it(self):
+        path = os.path.join(folder(self), "cgroup")
+        with open(path, "w") as file:
+            file.write("3:cpuset:/\n2:cpu,cpuacct:/a/b\n0::/c\n")
+        found = [quota[0] for quota in stopwatch._quotas(path)]
+        self.assertIn("/sys/fs/cgroup/cpu/a/b/cpu.stat", found)
+        self.assertIn("/sys/fs/cgroup/c/cpu.stat", found)
 
 
 class NoteTests(SynchronousTestCase):

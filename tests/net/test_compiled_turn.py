@@ -172,7 +172,7 @@ class Worker:
         client.setblocking(False)
         server.setblocking(False)
         protocol = self.factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 20000))
-        transport = QuietServer(server, protocol, ("127.0.0.1", 20000), None, 0, self.reactor)
+        transport = DirectServer(server, protocol, ("127.0.0.1", 20000), None, 0, self.reactor)
         assert protocol is not None
         protocol.makeConnection(transport)
         return client, transport
@@ -188,13 +188,6 @@ class Worker:
         for reader in (*self.reactor.removeAll(), *self.reactor._internalReaders):
             if reader is not self.pool:
                 reader.connectionLost(None)
-
-
-class QuietServer(DirectServer):
-    """A transport on a socket pair, which knows no options of TCP."""
-
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        """There is nothing to set."""
 
 
 def received(client: socket.socket) -> tuple[bytes, bool]:
@@ -636,6 +629,6 @@ class DecoderTests(SynchronousTestCase):
         client, server = socket.socketpair()
         self.addCleanup(client.close)
         self.addCleanup(server.close)
-        transport = QuietServer(server, object(), ("", 0), None, 0, Reactor())
+        transport = DirectServer(server, object(), ("", 0), None, 0, Reactor())
         transport.attend(FrameDecoder(100), None, False)
         self.assertIsNone(transport._decoder)

@@ -15,8 +15,8 @@ from ccserver.process.serving import HOOK_TIMEOUT
 from ccserver.process.stacks import STACKS_SIGNAL
 from ccserver.process.worker import EXIT_APP, EXIT_CONFIG, EXIT_START
 from ccserver.process.workers import WorkerState
+from tests.ports import free_port
 from tests.process.fleets import FleetCase
-from tests.process.test_listening import free_port
 from tests.process.workers import FakeWorkerProcess
 from tests.support import texts
 

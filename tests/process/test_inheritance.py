@@ -13,7 +13,8 @@ from ccserver.errors import StartError
 from ccserver.process.inheritance import inherited
 from ccserver.process.listening import SOCKETS_VARIABLE, Listening
 from ccserver.process.systemd import Systemd
-from tests.process.test_listening import IPV6, free_port
+from tests.ports import free_port
+from tests.process.test_listening import IPV6
 from tests.support import logged, texts
 
 

@@ -16,17 +16,11 @@ from ccserver.errors import StartError
 from ccserver.net.keepalive import KeepAlive
 from ccserver.process import steering
 from ccserver.process.listening import Listening
+from tests.ports import free_port
 from tests.support import logged, texts
 
 BACKLOG = 512
 IPV6 = socket.has_ipv6 and os.path.exists("/proc/net/if_inet6")
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def accepted(listening: socket.socket) -> int:

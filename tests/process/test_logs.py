@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.logger import Logger, LogLevel
@@ -349,6 +350,14 @@ class UncaughtTests(LogsCase):
         self.assertIn("cannot be raised, ValueError: broken\\x0a, in <function ", first)
         self.assertIn("in __del__", first)
         self.assertIn("(2 more such lines suppressed)", second)
+
+    def test_where_it_was_is_what_the_interpreter_says_if_it_does(self):
+        events = logged(self)
+        told = {"exc_type": ValueError, "exc_value": ValueError("x" * 1000), "exc_traceback": None}
+        Uncaught()(SimpleNamespace(**told, err_msg="Exception ignored in a callback", object=None))
+        (text,) = texts(events)
+        self.assertIn("xx, in Exception ignored in a callback", text)
+        self.assertLess(len(text), 500)
 
     def test_a_process_with_a_log_has_it(self):
         self.patch(sys, "unraisablehook", None)

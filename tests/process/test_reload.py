@@ -9,8 +9,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from ccserver.process.worker import EXIT_APP
+from tests.ports import free_port
 from tests.process.fleets import AdministrationCase
-from tests.process.test_listening import free_port
 
 
 class ReloadCase(AdministrationCase):

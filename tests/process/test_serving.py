@@ -22,7 +22,7 @@ from ccserver.process.serving import (
     Server,
     session_limits,
 )
-from tests.process.test_listening import free_port
+from tests.ports import free_port
 from tests.support import FakeReactor, logged, texts
 
 

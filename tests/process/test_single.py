@@ -22,8 +22,8 @@ from ccserver.process.pidfile import PidFile
 from ccserver.process.selection import ConnectionFilter
 from ccserver.process.single import NO_WORKERS, SingleProcess
 from ccserver.process.worker import EXIT_APP, EXIT_START
+from tests.ports import free_port
 from tests.process.fleets import FakeSystemd
-from tests.process.test_listening import free_port
 from tests.support import FakeReactor, folder, logged, texts
 
 APP = """

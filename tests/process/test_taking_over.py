@@ -14,8 +14,8 @@ from ccserver.process.fleet import LOOK_AGAIN
 from ccserver.process.moment import Moment
 from ccserver.process.upgrade import Inheritance
 from ccserver.process.worker import EXIT_APP, EXIT_START
+from tests.ports import free_port
 from tests.process.masters import MasterCase
-from tests.process.test_listening import free_port
 
 
 class FakePredecessor:

@@ -18,7 +18,7 @@ from ccserver.errors import OperationFailed
 from ccserver.process import upgrade
 from ccserver.process.listening import SOCKETS_VARIABLE, Listening
 from ccserver.process.upgrade import VARIABLE, Inheritance, Predecessor, Successor
-from tests.process.test_listening import free_port
+from tests.ports import free_port
 from tests.support import FakeReactor, open_descriptors
 
 

@@ -21,7 +21,7 @@ from ccserver.net.transport import DirectPort
 from ccserver.process import link, worker
 from ccserver.process.logs import LineObserver
 from ccserver.process.worker import EXIT_APP, EXIT_CONFIG, EXIT_START, Order, WorkerProcess
-from tests.process.test_listening import free_port
+from tests.ports import free_port
 from tests.support import FakeReactor, FakeTransport, folder, logged, open_descriptors, texts
 
 APP = """

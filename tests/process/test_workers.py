@@ -24,8 +24,8 @@ from ccserver.process.workers import (
     WorkerState,
     ended,
 )
+from tests.ports import free_port
 from tests.process.fleets import FleetCase
-from tests.process.test_listening import free_port
 from tests.process.workers import lose_descriptors
 
 

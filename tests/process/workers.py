@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ccserver.config import Config
 from ccserver.process import link, worker
 from ccserver.process.worker import Order
-from tests.process.test_listening import free_port
+from tests.ports import free_port
 from tests.support import (
     FakeProcess,
     FakeReactor,
