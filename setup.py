@@ -9,7 +9,7 @@ setup(
         Extension(
             "ccserver._native",
             sorted(glob("compiled/*.c")),
-            depends=["compiled/ccserver.h"],
+            depends=sorted(glob("compiled/*.h")),
             extra_compile_args=["-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
             optional=True,
         )

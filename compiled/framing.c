@@ -181,13 +181,9 @@ Py_ssize_t append(PyObject *out, PyObject *code, PyObject *body) {
     return failed ? -1 : HEADER + n;
 }
 
-static struct slot chunks = {.name = "_chunks"}, need = {.name = "_need"}, closed = {.name = "closed"},
-    max_length = {.name = "_max_length"}, bytes_in = {.name = "bytes"},
-    packets_in = {.name = "packets"}, little = {.name = "little"};
-
 /* Put what is known of an incomplete packet into the buffer; how many bytes, or -1. */
 static Py_ssize_t begin(PyObject *decoder) {
-    PyObject *pieces = get(&chunks, decoder);
+    PyObject *pieces = get(&decoder_chunks, decoder);
     Py_ssize_t have = 0;
     for (Py_ssize_t i = 0; pieces != NULL && pieces != Py_None && i < PyList_GET_SIZE(pieces); i++) {
         PyObject *piece = PyList_GET_ITEM(pieces, i);
@@ -200,7 +196,8 @@ static Py_ssize_t begin(PyObject *decoder) {
 
 /* Feed the decoder what can be received: the packets, None at the end of the stream, or NULL. */
 PyObject *receive(int fd, PyObject *decoder) {
-    Py_ssize_t have = begin(decoder), longest = number(&max_length, decoder), wanted = number(&need, decoder);
+    Py_ssize_t have = begin(decoder), longest = number(&decoder_max_length, decoder);
+    Py_ssize_t wanted = number(&decoder_need, decoder);
     if (PyErr_Occurred())
         return NULL;
     ssize_t n;
@@ -210,13 +207,13 @@ PyObject *receive(int fd, PyObject *decoder) {
     if (n <= 0)
         return n < 0 ? PyErr_SetFromErrno(PyExc_OSError) : Py_NewRef(Py_None);
     Py_ssize_t size = have + n;
-    if ((have && size < wanted) || holds(&closed, decoder))
+    if ((have && size < wanted) || holds(&decoder_closed, decoder))
         return PyErr_Occurred() ? NULL : PyObject_CallMethod(decoder, "feed", "y#", buffer + have, n);
     PyObject *packets = PyList_New(0);
-    if (packets == NULL || (have && set(&chunks, decoder, Py_NewRef(Py_None)) < 0))
+    if (packets == NULL || (have && set(&decoder_chunks, decoder, Py_NewRef(Py_None)) < 0))
         goto failed;
     Py_ssize_t start = cut_bytes((const unsigned char *)buffer, 0, size, longest, packets);
-    if (start < 0 || add(&bytes_in, decoder, n) < 0)
+    if (start < 0 || add(&decoder_bytes, decoder, n) < 0)
         goto failed;
     if (start < size) {
         PyObject *seen = PyObject_CallMethod(decoder, "_examine", "y#inOi", buffer + start, size - start,
@@ -226,7 +223,8 @@ PyObject *receive(int fd, PyObject *decoder) {
         Py_DECREF(seen);
     }
     Py_ssize_t count = PyList_GET_SIZE(packets);
-    if (add(&packets_in, decoder, count) == 0 && (count || set(&little, decoder, PyLong_FromSsize_t(n)) == 0))
+    if (add(&decoder_packets, decoder, count) == 0
+        && (count || set(&decoder_little, decoder, PyLong_FromSsize_t(n)) == 0))
         return packets;
 failed:
     Py_XDECREF(packets);

@@ -1,16 +1,12 @@
 /* Packets to handlers, and their replies: see net/dispatch.py and net/jobs.py. */
 #include "ccserver.h"
 
-static struct slot halted = {.name = "halted"}, in_thread = {.name = "in_thread"},
-    decode = {.name = "decode"}, function = {.name = "function"}, since = {.name = "since"},
-    packets_out = {.name = "packets_out"}, bytes_out = {.name = "bytes_out"};
-
 /* What a handler returns for a packet: a new reference, or NULL with an exception set; or NULL
  * with none, and *coroutine waits for *value. */
 static PyObject *call(PyObject *handler, PyObject *session, PyObject *packet, int threaded,
                       PyObject **coroutine, PyObject **value) {
     PyObject *made = NULL, *reply = NULL, *request = Py_NewRef(PyTuple_GET_ITEM(packet, 1));
-    PyObject *decoder = get(&decode, handler), *called = get(&function, handler);
+    PyObject *decoder = get(&handler_decode, handler), *called = get(&handler_function, handler);
     if (decoder != NULL && decoder != Py_None)
         Py_SETREF(request, PyObject_CallOneArg(decoder, request));
     if (decoder != NULL && called != NULL && request != NULL) {
@@ -51,11 +47,11 @@ PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     PyObject *packet, *coroutine = NULL, *value = NULL;
     int threaded = thread != Py_None, stopped = 0;
     double deadline = PyFloat_AsDouble(args[6]), most = PyFloat_AsDouble(args[7]);
-    double before = threaded ? time_of(&since, thread) : 0;
+    double before = threaded ? time_of(&thread_since, thread) : 0;
     Py_ssize_t total = 0, replies = 0;
     while (!stopped && (packet = PyIter_Next(args[3])) != NULL) {
         PyObject *handler = PyDict_GetItemWithError(args[2], PyTuple_GET_ITEM(packet, 0));
-        if (handler == NULL || holds(&halted, args[0]) || holds(&in_thread, handler) != threaded)
+        if (handler == NULL || holds(&lane_halted, args[0]) || holds(&handler_in_thread, handler) != threaded)
             break; /* the caller knows what to do with it */
         Py_INCREF(handler);
         PyObject *reply = call(handler, session, packet, threaded, &coroutine, &value);
@@ -81,13 +77,13 @@ PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
             double now = seconds();
             if (now > deadline || now - before > most)
                 stopped = 1; /* the caller looks at the clock himself */
-            else if (set(&since, thread, PyFloat_FromDouble(before = now)) < 0)
+            else if (set(&thread_since, thread, PyFloat_FromDouble(before = now)) < 0)
                 break;
         }
     }
     PyObject *end = NULL;
-    if (!PyErr_Occurred() && (threaded || (add(&packets_out, session, replies) == 0
-                                           && add(&bytes_out, session, total) == 0)))
+    if (!PyErr_Occurred() && (threaded || (add(&session_packets_out, session, replies) == 0
+                                           && add(&session_bytes_out, session, total) == 0)))
         end = packet == NULL && !stopped ? PyLong_FromSsize_t(replies)
               : Py_BuildValue("(nOOO)", replies, packet ? packet : Py_None,
                               coroutine ? coroutine : Py_None, value ? value : Py_None);

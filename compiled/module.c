@@ -3,6 +3,9 @@
 
 PyObject *no_bytes, *no_list;
 
+#define DEFINE(place, attribute) struct slot place = {.name = attribute};
+SLOTS(DEFINE)
+
 /* An attribute of a module that is imported for it. */
 PyObject *imported(const char *module_name, const char *name) {
     PyObject *module = PyImport_ImportModule(module_name);

@@ -6,14 +6,6 @@
 static PyObject *deque_append, *deque_popleft, *join;
 static PyObject *done; /* what the reactor is to call for a plain job */
 
-static struct slot since = {.name = "since"}, packets_out = {.name = "packets_out"},
-    bytes_out = {.name = "bytes_out"}, session_of = {.name = "session"}, pool_of = {.name = "_pool"},
-    lane_of = {.name = "lane"}, began = {.name = "began"}, rest_of = {.name = "_rest"},
-    packets_of = {.name = "_packets"}, out_of = {.name = "_out"}, flushed = {.name = "_flushed"},
-    untold = {.name = "_untold"}, handlers_of = {.name = "handlers"}, slow = {.name = "slow"},
-    calls_of = {.name = "_calls"}, queue_of = {.name = "_jobs"}, jobs_of = {.name = "_jobs"},
-    flush_later = {.name = "_flush_later"};
-
 /* Let the thread begin the job at its time; 1, 0: the lane has taken it back, or -1. */
 static int begin_job(PyObject *thread, PyObject *lane, PyObject *claim, double now) {
     PyObject *time = PyFloat_FromDouble(now), *out = PyList_New(0);
@@ -21,11 +13,13 @@ static int begin_job(PyObject *thread, PyObject *lane, PyObject *claim, double n
     int claimed = PyList_GET_SIZE(claim) > 0, failed = 1;
     PyObject *packets = claimed ? Py_NewRef(PyList_GET_ITEM(claim, 0)) : NULL, *rest = NULL;
     if (claimed && PyList_SetSlice(claim, 0, 1, NULL) == 0 && time != NULL) {
-        failed = set(&since, thread, Py_NewRef(time)) || set(&began, thread, Py_NewRef(time));
-        failed |= set(&lane_of, thread, Py_NewRef(lane)); /* behind its time, see PoolThread */
+        failed = set(&thread_since, thread, Py_NewRef(time)) || set(&thread_began, thread, Py_NewRef(time));
+        failed |= set(&thread_lane, thread, Py_NewRef(lane)); /* behind its time, see PoolThread */
         rest = PyObject_GetIter(packets);
-        failed |= set(&rest_of, thread, Py_XNewRef(rest)) || set(&packets_of, thread, Py_NewRef(packets))
-                  || set(&out_of, thread, Py_XNewRef(out)) || set(&flushed, thread, PyLong_FromLong(0));
+        failed |= set(&thread_rest, thread, Py_XNewRef(rest))
+                  || set(&thread_packets, thread, Py_NewRef(packets))
+                  || set(&thread_out, thread, Py_XNewRef(out))
+                  || set(&thread_flushed, thread, PyLong_FromLong(0));
     }
     Py_XDECREF(time);
     Py_XDECREF(out);
@@ -41,9 +35,9 @@ static int end_job(PyObject *thread, PyObject *pool, PyObject *jobs, PyObject *l
                    PyObject *end, double flush_after) {
     PyObject *told_of = PyTuple_Pack(3, lane, Py_None, Py_None);
     PyObject *call = told_of == NULL ? NULL : PyTuple_Pack(2, done, told_of);
-    PyObject *calls = get(&calls_of, pool), *arguments[] = {calls, call}, *appended = NULL;
+    PyObject *calls = get(&pool_calls, pool), *arguments[] = {calls, call}, *appended = NULL;
     /* from here on nothing has garbage collected, whose finalizer could send, and have out flushed */
-    PyObject *replies = PyLong_FromSsize_t(PyLong_AsSsize_t(end) - number(&flushed, thread));
+    PyObject *replies = PyLong_FromSsize_t(PyLong_AsSsize_t(end) - number(&thread_flushed, thread));
     PyObject *data = PyList_GET_SIZE(out) == 1 ? Py_NewRef(PyList_GET_ITEM(out, 0))
                                                : PyObject_CallMethodOneArg(no_bytes, join, out);
     if (call != NULL && calls != NULL && replies != NULL && data != NULL) {
@@ -61,17 +55,17 @@ static int end_job(PyObject *thread, PyObject *pool, PyObject *jobs, PyObject *l
     if (appended == NULL)
         return -1;
     Py_DECREF(appended);
-    set(&lane_of, thread, Py_NewRef(Py_None));
-    set(&packets_of, thread, Py_NewRef(no_list));
-    set(&out_of, thread, Py_NewRef(no_list));
-    set(&began, thread, PyFloat_FromDouble(0));
-    double now = time_of(&since, thread), since_when = time_of(&untold, thread);
-    int told = (0 < since_when && since_when < now - flush_after) || is(&flush_later, pool, Py_None);
+    set(&thread_lane, thread, Py_NewRef(Py_None));
+    set(&thread_packets, thread, Py_NewRef(no_list));
+    set(&thread_out, thread, Py_NewRef(no_list));
+    set(&thread_began, thread, PyFloat_FromDouble(0));
+    double now = time_of(&thread_since, thread), since_when = time_of(&thread_untold, thread);
+    int told = (0 < since_when && since_when < now - flush_after) || is(&pool_flush_later, pool, Py_None);
     if (told)
         Py_XDECREF(PyObject_CallMethod(pool, "wake_up", NULL));
     told = told || PySequence_Size(jobs) == 0; /* the thread tells it when it goes to sleep */
     if (told != (since_when == 0))
-        set(&untold, thread, PyFloat_FromDouble(told ? 0 : now));
+        set(&thread_untold, thread, PyFloat_FromDouble(told ? 0 : now));
     if (PyErr_Occurred())
         PyErr_WriteUnraisable(thread); /* the job is done all the same */
     return 0;
@@ -85,8 +79,9 @@ static int do_job(PyObject *thread, PyObject *pool, PyObject *jobs, PyObject *jo
     int begun = begin_job(thread, lane, PyTuple_GET_ITEM(job, 1), *now);
     if (begun == 0)
         return 1;
-    PyObject *session = get(&session_of, lane), *handlers = get(&handlers_of, pool);
-    PyObject *known = get(&slow, pool), *rest = get(&rest_of, thread), *out = get(&out_of, thread);
+    PyObject *session = get(&lane_session, lane), *handlers = get(&pool_handlers, pool);
+    PyObject *known = get(&pool_slow, pool);
+    PyObject *rest = get(&thread_rest, thread), *out = get(&thread_out, thread);
     PyObject *deadline = PyFloat_FromDouble(*now + flush_after), *found = NULL;
     if (begun > 0 && !PyErr_Occurred()) {
         PyObject *arguments[] = {lane, session, handlers, rest, out, thread, deadline, most};
@@ -97,9 +92,9 @@ static int do_job(PyObject *thread, PyObject *pool, PyObject *jobs, PyObject *jo
     if (found != NULL && !PyLong_CheckExact(found))
         *end = Py_NewRef(found), ended = 0;
     else if (found != NULL && end_job(thread, pool, jobs, lane, out, found, flush_after) == 0)
-        *now = time_of(&since, thread), ended = 1;
+        *now = time_of(&thread_since, thread), ended = 1;
     if (ended < 0)
-        set(&lane_of, thread, Py_NewRef(lane));
+        set(&thread_lane, thread, Py_NewRef(lane));
     Py_XDECREF(session);
     Py_XDECREF(handlers);
     Py_XDECREF(known);
@@ -131,8 +126,8 @@ PyObject *do_jobs(PyObject *module, PyObject *const *args, Py_ssize_t count) {
         return NULL;
     }
     PyObject *thread = args[0], *job = Py_NewRef(args[1]), *end = NULL;
-    PyObject *pool = get(&pool_of, thread), *queue = pool == NULL ? NULL : get(&queue_of, pool);
-    PyObject *jobs = queue == NULL ? NULL : get(&jobs_of, queue);
+    PyObject *pool = get(&thread_pool, thread), *queue = pool == NULL ? NULL : get(&pool_queue, pool);
+    PyObject *jobs = queue == NULL ? NULL : get(&queue_jobs, queue);
     double flush_after = PyFloat_AsDouble(args[2]), now = seconds();
     int going = !PyErr_Occurred();
     for (int n = 0; going > 0 && n < EVENTS; n++) { /* args[1] is not to be kept for long */
@@ -147,26 +142,20 @@ PyObject *do_jobs(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     return end != NULL ? end : PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
-static struct slot answered = {.name = "_answered"}, outbox = {.name = "_outbox"},
-    silent = {.name = "_silent"}, pending = {.name = "_pending"}, hold = {.name = "_hold"},
-    ending = {.name = "_ending"}, paused = {.name = "_paused"}, busy = {.name = "_busy"},
-    peer_of = {.name = "_peer"}, transport_of = {.name = "transport"}, corked = {.name = "_corked"},
-    written = {.name = "_written"}, tls = {.name = "TLS"}, connected = {.name = "connected"},
-    no_writes = {.name = "_writeDisconnected"}, corks = {.name = "_flush_later"},
-    unfinished = {.name = "unfinished"};
-
 /* Where the transport of a lane is that has nothing to do but to send the reply of its job; or NULL. */
 static PyObject *plain_transport(PyObject *lane, Py_ssize_t length) {
-    PyObject **peer = place_of(&peer_of, lane);
-    if (!is(&answered, lane, Py_None) || !is(&outbox, lane, Py_None) || !is(&silent, lane, Py_False)
-        || !is(&pending, lane, Py_None) || !is(&hold, lane, Py_None) || !is(&ending, lane, Py_False)
-        || !is(&paused, lane, Py_False) || peer == NULL || *peer == NULL || length > CHUNK)
+    PyObject **peer = place_of(&lane_peer, lane);
+    if (!is(&lane_answered, lane, Py_None) || !is(&lane_outbox, lane, Py_None)
+        || !is(&lane_silent, lane, Py_False) || !is(&lane_pending, lane, Py_None)
+        || !is(&lane_hold, lane, Py_None) || !is(&lane_ending, lane, Py_False)
+        || !is(&lane_paused, lane, Py_False) || peer == NULL || *peer == NULL || length > CHUNK)
         return NULL;
-    PyObject **transport = place_of(&transport_of, *peer);
-    if (transport == NULL || *transport == NULL || !is(&corked, *transport, Py_None)
-        || !is(&tls, *transport, Py_False) || !is(&no_writes, *transport, Py_False))
+    PyObject **transport = place_of(&peer_transport, *peer);
+    if (transport == NULL || *transport == NULL || !is(&transport_corked, *transport, Py_None)
+        || !is(&transport_tls, *transport, Py_False) || !is(&transport_no_writes, *transport, Py_False))
         return NULL;
-    PyObject **open = place_of(&connected, *transport), **later = place_of(&corks, *transport);
+    PyObject **open = place_of(&transport_connected, *transport);
+    PyObject **later = place_of(&transport_flush_later, *transport);
     return open != NULL && *open != NULL && PyObject_IsTrue(*open) == 1 && later != NULL && *later != NULL
            && *later != Py_None ? *transport : NULL;
 }
@@ -182,32 +171,32 @@ static int settle_first(PyObject *pool, PyObject *calls, PyObject **chunks) {
     }
     PyObject *about = PyTuple_GET_ITEM(call, 1);
     PyObject *lane = PyTuple_GET_ITEM(about, 0), *data = PyTuple_GET_ITEM(about, 1);
-    PyObject *session = get(&session_of, lane);
+    PyObject *session = get(&lane_session, lane);
     Py_ssize_t length = PyBytes_GET_SIZE(data), count = PyLong_AsSsize_t(PyTuple_GET_ITEM(about, 2));
     PyObject *transport = session == NULL ? NULL : plain_transport(lane, length);
     int settled = 0;
     if (transport != NULL) {
-        PyObject *packets = PyLong_FromSsize_t(number(&packets_out, session) + count);
-        PyObject *bytes = PyLong_FromSsize_t(number(&bytes_out, session) + length);
-        PyObject *others = PyLong_FromSsize_t(number(&unfinished, pool) - 1);
+        PyObject *packets = PyLong_FromSsize_t(number(&session_packets_out, session) + count);
+        PyObject *bytes = PyLong_FromSsize_t(number(&session_bytes_out, session) + length);
+        PyObject *others = PyLong_FromSsize_t(number(&pool_unfinished, pool) - 1);
         PyObject *size = PyLong_FromSsize_t(length), *first = NULL;
         if (packets != NULL && bytes != NULL && others != NULL && size != NULL && !PyErr_Occurred()) {
-            PyObject *later = length ? PyObject_CallOneArg(*place_of(&corks, transport), transport)
-                                     : Py_NewRef(Py_None);
+            PyObject *corks = *place_of(&transport_flush_later, transport);
+            PyObject *later = length ? PyObject_CallOneArg(corks, transport) : Py_NewRef(Py_None);
             first = later == NULL ? NULL : PyObject_CallOneArg(deque_popleft, calls);
             Py_XDECREF(later);
         }
         settled = first != NULL;
         if (settled) {
-            set(&packets_out, session, Py_NewRef(packets));
-            set(&bytes_out, session, Py_NewRef(bytes));
-            set(&unfinished, pool, Py_NewRef(others));
-            set(&busy, lane, Py_NewRef(Py_False));
+            set(&session_packets_out, session, Py_NewRef(packets));
+            set(&session_bytes_out, session, Py_NewRef(bytes));
+            set(&pool_unfinished, pool, Py_NewRef(others));
+            set(&lane_busy, lane, Py_NewRef(Py_False));
         }
         if (settled && length) {
             PyList_SetItem(*chunks, 0, Py_NewRef(data));
-            set(&corked, transport, *chunks);
-            set(&written, transport, Py_NewRef(size));
+            set(&transport_corked, transport, *chunks);
+            set(&transport_written, transport, Py_NewRef(size));
             *chunks = NULL;
         }
         Py_XDECREF(packets);
@@ -248,10 +237,6 @@ PyObject *settle(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     return PyLong_FromSsize_t(settled);
 }
 
-static struct slot dispatch_of = {.name = "_dispatch"}, threaded_of = {.name = "threaded"},
-    its_pool = {.name = "pool"}, gathered = {.name = "_gathered"}, looking = {.name = "_looking"},
-    limit = {.name = "limit"}, job_of = {.name = "_job"};
-
 /* Whether the handlers of all these packets run in threads. */
 static int all_threaded(PyObject *packets, PyObject *threaded) {
     PyObject *last = NULL;
@@ -271,21 +256,21 @@ PyObject *submit(PyObject *module, PyObject *const *args, Py_ssize_t count) {
         PyErr_SetString(PyExc_TypeError, "submit(lane, packets: list)");
         return NULL;
     }
-    PyObject *lane = args[0], *dispatch = get(&dispatch_of, lane), *claim = PyList_New(1), *job = NULL;
+    PyObject *lane = args[0], *dispatch = get(&lane_dispatch, lane), *claim = PyList_New(1), *job = NULL;
     if (claim != NULL)
         PyList_SET_ITEM(claim, 0, Py_NewRef(args[1]));
-    PyObject *threaded = dispatch == NULL ? NULL : get(&threaded_of, dispatch);
-    PyObject *pool = dispatch == NULL ? NULL : get(&its_pool, dispatch);
-    PyObject *others = pool == NULL ? NULL : get(&gathered, pool);
+    PyObject *threaded = dispatch == NULL ? NULL : get(&dispatch_threaded, dispatch);
+    PyObject *pool = dispatch == NULL ? NULL : get(&dispatch_pool, dispatch);
+    PyObject *others = pool == NULL ? NULL : get(&pool_gathered, pool);
     int submitted = 0;
     if (claim != NULL && threaded != NULL && others != NULL && PyList_CheckExact(others)
-        && (PyList_GET_SIZE(others) || is(&looking, pool, Py_True)) && all_threaded(args[1], threaded)
-        && number(&unfinished, pool) < number(&limit, pool)) {
+        && (PyList_GET_SIZE(others) || is(&pool_looking, pool, Py_True)) && all_threaded(args[1], threaded)
+        && number(&pool_unfinished, pool) < number(&pool_limit, pool)) {
         job = PyTuple_Pack(2, lane, claim);
-        submitted = job != NULL && add(&unfinished, pool, 1) == 0 && PyList_Append(others, job) == 0;
+        submitted = job != NULL && add(&pool_unfinished, pool, 1) == 0 && PyList_Append(others, job) == 0;
         if (submitted) {
-            set(&job_of, lane, Py_NewRef(claim));
-            set(&busy, lane, Py_NewRef(Py_True));
+            set(&lane_job, lane, Py_NewRef(claim));
+            set(&lane_busy, lane, Py_NewRef(Py_True));
         }
     }
     Py_XDECREF(dispatch);

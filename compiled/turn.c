@@ -3,158 +3,16 @@
 #include <errno.h>
 #include <limits.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 static PyObject *connection_done, *connection_lost;
-static _Thread_local char outgoing[COPIED]; /* of what is sent in one piece */
-
-/* Send the chunks as one: what the kernel did not take, which is all after an error; or NULL. */
-static PyObject *send_chunks(int fd, PyObject *chunks) {
-    struct iovec pieces[PIECES];
-    PyObject *joined = NULL;
-    Py_ssize_t total = 0, count = PyList_GET_SIZE(chunks);
-    for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *chunk = PyList_GET_ITEM(chunks, i);
-        if (count > PIECES || !PyBytes_Check(chunk)) {
-            joined = PyObject_CallMethod(no_bytes, "join", "O", chunks); /* knows what is bytes-like */
-            if (joined == NULL)
-                return NULL;
-            chunk = joined;
-            total = i = 0, count = 1;
-        }
-        pieces[i] = (struct iovec){PyBytes_AS_STRING(chunk), (size_t)PyBytes_GET_SIZE(chunk)};
-        total += PyBytes_GET_SIZE(chunk);
-    }
-    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = (size_t)count};
-    if (total <= COPIED && count > 1) {
-        char *end = outgoing;
-        for (Py_ssize_t i = 0; i < count; end += pieces[i++].iov_len)
-            memcpy(end, pieces[i].iov_base, pieces[i].iov_len);
-        pieces[0] = (struct iovec){outgoing, (size_t)total};
-        count = 1;
-    }
-    ssize_t sent;
-    do {
-        sent = count == 1 ? send(fd, pieces[0].iov_base, pieces[0].iov_len, MSG_DONTWAIT | MSG_NOSIGNAL)
-                          : sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-    } while (sent < 0 && errno == EINTR);
-    if (sent < 0)
-        sent = 0; /* EAGAIN, or an error that the next send will meet again */
-    PyObject *left = sent == total ? Py_NewRef(no_bytes) : PyBytes_FromStringAndSize(NULL, total - sent);
-    if (left != NULL && sent < total) {
-        char *end = PyBytes_AS_STRING(left);
-        for (Py_ssize_t i = 0; i < count; i++) {
-            size_t skipped = (size_t)sent < pieces[i].iov_len ? (size_t)sent : pieces[i].iov_len;
-            memcpy(end, (char *)pieces[i].iov_base + skipped, pieces[i].iov_len - skipped);
-            end += pieces[i].iov_len - skipped;
-            sent -= (ssize_t)skipped;
-        }
-    }
-    Py_XDECREF(joined);
-    return left;
-}
-
-/* transmit(socket, chunks) -> bytes: what the kernel did not take */
-PyObject *transmit(PyObject *module, PyObject *const *args, Py_ssize_t count) {
-    (void)module;
-    if (count != 2 || !PyList_CheckExact(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "transmit(socket, chunks: list)");
-        return NULL;
-    }
-    int fd = PyObject_AsFileDescriptor(args[0]);
-    return fd < 0 ? NULL : send_chunks(fd, args[1]);
-}
-
-static struct slot fd_of = {.name = "_fd"}, decoder_of = {.name = "_decoder"}, lane_of = {.name = "_lane"},
-    limited = {.name = "_limited"}, protocol_of = {.name = "protocol"}, corked = {.name = "_corked"},
-    held_back = {.name = "_held_back"}, connected = {.name = "connected"},
-    behind = {.name = "_tempDataLen"}, data_buffer = {.name = "dataBuffer"},
-    producer = {.name = "producer"}, streaming = {.name = "streamingProducer"};
-static struct slot halted = {.name = "halted"}, in_thread = {.name = "in_thread"},
-    session_of = {.name = "session"}, dispatch_of = {.name = "_dispatch"},
-    handlers_of = {.name = "handlers"}, busy = {.name = "_busy"}, outbox = {.name = "_outbox"},
-    running = {.name = "_running"}, pending = {.name = "_pending"}, ending = {.name = "_ending"},
-    out_of = {.name = "out"}, noted = {.name = "noted"}, excess = {.name = "excess"},
-    close_reason = {.name = "close_reason"};
-
-/* Send what is corked, as DirectServer.flush does. 1: done; 0: flush has something left to do;
- * -1: failed, with an exception set. */
-static int flush_transport(PyObject *transport) {
-    PyObject *chunks = get(&corked, transport);
-    if (chunks == NULL)
-        return -1;
-    int done = -1;
-    if (chunks == Py_None)
-        done = 1;
-    else if (!PyList_CheckExact(chunks) || holds(&held_back, transport) || !truth(&connected, transport)
-             || truth(&behind, transport) || truth(&data_buffer, transport)
-             || (has(&producer, transport) && !truth(&streaming, transport)))
-        done = PyErr_Occurred() ? -1 : 0;
-    else {
-        PyObject *left = send_chunks((int)number(&fd_of, transport), chunks);
-        Py_ssize_t sent = PyList_GET_SIZE(chunks);
-        if (left != NULL && PyBytes_GET_SIZE(left) == 0)
-            done = set(&corked, transport, Py_NewRef(Py_None)) < 0 ? -1 : 1;
-        else if (left != NULL && PyList_SetSlice(chunks, 1, sent, NULL) == 0)
-            /* the next send meets what has stopped this one; no new list, for that may have garbage
-             * collected, whose finalizer may have something corked, too */
-            done = PyList_SetItem(chunks, 0, Py_NewRef(left)) < 0 ? -1 : 0;
-        Py_XDECREF(left);
-    }
-    Py_DECREF(chunks);
-    return done;
-}
-
-/* Keep item i of the list as its item *kept; 0, or -1. */
-static int keep(PyObject *list, Py_ssize_t i, Py_ssize_t *kept) {
-    Py_ssize_t place = (*kept)++;
-    return i == place ? 0 : PyList_SetItem(list, place, Py_NewRef(PyList_GET_ITEM(list, i)));
-}
-
-/* Report the exception that is set, as DirectReactor._flush does; 0, or -1. */
-static int flush_failed(PyObject *transport) {
-    PyObject *error = raised(), *report = imported("ccserver.net.reactor", "flush_failed");
-    PyObject *told = report == NULL ? NULL : PyObject_CallFunction(report, "OO", transport, error);
-    Py_DECREF(error);
-    Py_XDECREF(report);
-    Py_XDECREF(told);
-    return told == NULL ? -1 : 0;
-}
-
-/* flush(flushables, kind): takes away those, transports of that class, that have nothing left to flush */
-PyObject *flush_all(PyObject *module, PyObject *const *args, Py_ssize_t count) {
-    (void)module;
-    if (count != 2 || !PyList_CheckExact(args[0]) || !PyType_Check(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "flush(flushables: list, kind: type)");
-        return NULL;
-    }
-    Py_ssize_t kept = 0, given = PyList_GET_SIZE(args[0]);
-    for (Py_ssize_t i = 0; i < given; i++) {
-        PyObject *flushable = PyList_GET_ITEM(args[0], i);
-        int done = PyObject_TypeCheck(flushable, (PyTypeObject *)args[1]) ? flush_transport(flushable) : 0;
-        if (done == 0 && keep(args[0], i, &kept) < 0)
-            return NULL;
-        if (done < 0) { /* no memory; what is behind it is flushed all the same */
-            Py_INCREF(flushable);
-            int lost = PyList_SetSlice(args[0], kept, i + 1, NULL) < 0 || flush_failed(flushable) < 0;
-            Py_DECREF(flushable);
-            if (lost)
-                return NULL;
-            /* who hears of it may let the reactor go on, which changes the list */
-            i = -1, kept = 0, given = PyList_GET_SIZE(args[0]);
-        }
-    }
-    return PyList_SetSlice(args[0], kept, given, NULL) < 0 ? NULL : Py_NewRef(Py_None);
-}
 
 /* Let the handlers of a lane at leisure answer packets, as Lane.take does: the replies, or NULL. */
 static PyObject *take(PyObject *lane, PyObject *session, PyObject *handlers, PyObject *packets) {
     PyObject *out = PyList_New(0), *rest = PyObject_GetIter(packets), *zero = PyFloat_FromDouble(0.0);
     PyObject *end = NULL;
-    if (out != NULL && rest != NULL && zero != NULL && set(&out_of, lane, Py_NewRef(out)) == 0
-        && set(&running, lane, Py_NewRef(Py_True)) == 0) {
+    if (out != NULL && rest != NULL && zero != NULL && set(&lane_out, lane, Py_NewRef(out)) == 0
+        && set(&lane_running, lane, Py_NewRef(Py_True)) == 0) {
         PyObject *arguments[] = {lane, session, handlers, rest, out, Py_None, zero, zero};
         end = answer(NULL, arguments, 8);
     }
@@ -169,9 +27,10 @@ static PyObject *take(PyObject *lane, PyObject *session, PyObject *handlers, PyO
         PyErr_SetObject((PyObject *)Py_TYPE(error), error);
         Py_DECREF(error);
         Py_CLEAR(out);
-    } else if (set(&running, lane, Py_NewRef(Py_False)) < 0 || set(&out_of, lane, Py_NewRef(no_list)) < 0)
+    } else if (set(&lane_running, lane, Py_NewRef(Py_False)) < 0
+               || set(&lane_out, lane, Py_NewRef(no_list)) < 0)
         Py_CLEAR(out);
-    else if (has(&pending, lane) || holds(&ending, lane))
+    else if (has(&lane_pending, lane) || holds(&lane_ending, lane))
         Py_XSETREF(out, PyErr_Occurred() ? NULL : PyObject_CallMethod(lane, "answered", "O", out));
     Py_XDECREF(end);
     Py_XDECREF(rest);
@@ -181,8 +40,8 @@ static PyObject *take(PyObject *lane, PyObject *session, PyObject *handlers, PyO
 
 /* Whether nothing is being handled, and nothing waits. */
 static int at_leisure(PyObject *lane) {
-    return !(holds(&busy, lane) || has(&outbox, lane) || holds(&running, lane) || holds(&halted, lane)
-             || has(&pending, lane) || holds(&ending, lane));
+    return !(holds(&lane_busy, lane) || has(&lane_outbox, lane) || holds(&lane_running, lane)
+             || holds(&lane_halted, lane) || has(&lane_pending, lane) || holds(&lane_ending, lane));
 }
 
 /* The replies of a lane at leisure to the packets, here and now, none where they went to the pool; or
@@ -192,7 +51,7 @@ static PyObject *reply(PyObject *lane, PyObject *session, PyObject *handlers, Py
     PyObject *handler = PyDict_CheckExact(handlers) ? PyDict_GetItemWithError(handlers, code) : NULL;
     if (handler == NULL)
         return NULL;
-    if (!holds(&in_thread, handler))
+    if (!holds(&handler_in_thread, handler))
         return take(lane, session, handlers, packets);
     PyObject *arguments[] = {lane, packets}, *submitted = submit(NULL, arguments, 2);
     Py_XDECREF(submitted);
@@ -207,24 +66,24 @@ static PyObject *handle(PyObject *transport, PyObject *protocol, PyObject *lane,
     Py_INCREF(packets);
     if (lane == Py_None || PyList_GET_SIZE(packets) == 0)
         goto other;
-    session = get(&session_of, lane);
-    dispatch = get(&dispatch_of, lane);
-    handlers = dispatch == NULL ? NULL : get(&handlers_of, dispatch);
+    session = get(&lane_session, lane);
+    dispatch = get(&lane_dispatch, lane);
+    handlers = dispatch == NULL ? NULL : get(&dispatch_handlers, dispatch);
     if (session == NULL || handlers == NULL)
         goto done;
-    if (holds(&limited, transport)) {
+    if (holds(&transport_limited, transport)) {
         PyObject *admitted = PyObject_CallMethod(session, "admit", "Od", packets, seconds());
         if (admitted == NULL)
             goto done;
         Py_SETREF(packets, admitted);
         method = "admitted";
-        if (!PyList_CheckExact(packets) || PyList_GET_SIZE(packets) == 0 || has(&excess, session)
-            || has(&close_reason, session))
+        if (!PyList_CheckExact(packets) || PyList_GET_SIZE(packets) == 0 || has(&session_excess, session)
+            || has(&session_close_reason, session))
             goto other;
     }
     out = at_leisure(lane) ? reply(lane, session, handlers, packets) : NULL;
     if (out != NULL) {
-        if (holds(&noted, decoder) || has(&close_reason, session))
+        if (holds(&decoder_noted, decoder) || has(&session_close_reason, session))
             Py_XSETREF(out, PyErr_Occurred() ? NULL : PyObject_CallMethod(protocol, "answered", "O", out));
         goto done;
     }
@@ -244,7 +103,7 @@ static int cork(PyObject *transport, PyObject *out, PyObject *unflushed) {
     Py_ssize_t count = PyList_GET_SIZE(out);
     if (count == 0)
         return 0;
-    PyObject *before = get(&corked, transport);
+    PyObject *before = get(&transport_corked, transport);
     if (before == NULL)
         return -1;
     int failed;
@@ -252,7 +111,7 @@ static int cork(PyObject *transport, PyObject *out, PyObject *unflushed) {
         failed = PyList_SetSlice(before, PyList_GET_SIZE(before), PyList_GET_SIZE(before), out);
     else {
         int large = PyObject_Size(PyList_GET_ITEM(out, count - 1)) > LARGE;
-        failed = set(&corked, transport, Py_NewRef(out));
+        failed = set(&transport_corked, transport, Py_NewRef(out));
         int done = failed || !large ? 0 : flush_transport(transport);
         if (!failed && done <= 0)
             failed = done < 0 || PyList_Append(unflushed, transport) < 0 ? -1 : 0;
@@ -283,7 +142,8 @@ static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd,
         Py_DECREF(packets);
         return end_of_connection(&connection_done, "CONNECTION_DONE");
     }
-    PyObject *protocol = get(&protocol_of, transport), *lane = get(&lane_of, transport), *out = NULL;
+    PyObject *protocol = get(&transport_protocol, transport), *lane = get(&transport_lane, transport);
+    PyObject *out = NULL;
     if (protocol != NULL && lane != NULL)
         out = handle(transport, protocol, lane, decoder, packets);
     Py_XDECREF(protocol);
@@ -310,7 +170,7 @@ PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count) {
         PyObject *transport = PyDict_GetItemWithError(args[1], number);
         if (transport != NULL && PyLong_AsLong(PyTuple_GET_ITEM(event, 1)) == EPOLLIN
             && PyObject_TypeCheck(transport, (PyTypeObject *)args[2]))
-            decoder = get(&decoder_of, transport);
+            decoder = get(&transport_decoder, transport);
         if (decoder == NULL || decoder == Py_None) {
             Py_XDECREF(decoder);
             if (PyErr_Occurred() || keep(args[0], i, &kept) < 0)

@@ -35,13 +35,14 @@ from ccserver.net import jobs
 from ccserver.net import reactor as reactor_module
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import Dispatch
+from ccserver.net.factory import PacketFactory
 from ccserver.net.intake import Intake
 from ccserver.net.jobqueue import NOBODY
 from ccserver.net.jobs import PoolThread
 from ccserver.net.pool import Pool
-from ccserver.net.protocol import PacketFactory
+from ccserver.net.port import DirectPort
 from ccserver.net.reactor import DirectReactor
-from ccserver.net.transport import DirectPort, DirectServer
+from ccserver.net.transport import DirectServer
 from ccserver.process.serving import send_limits, session_limits
 from tests.counting import Bytecodes, Bytes, Calls, Figures, Instructions
 

@@ -37,8 +37,8 @@ from ccserver.net import jobs
 from ccserver.net.closing import CloseTimeouts
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import LANE_BYTES, Dispatch
+from ccserver.net.factory import PacketFactory
 from ccserver.net.pool import Pool
-from ccserver.net.protocol import PacketFactory
 
 PATIENCE = 60.0
 """Seconds of real time that a test waits for a thread before it fails."""

@@ -9,9 +9,10 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from ccserver.core.session import CloseReason
+from ccserver.net.factory import PacketFactory
 from ccserver.net.intake import address_text
 from ccserver.net.opening import Opening
-from ccserver.net.protocol import PacketFactory, PacketProtocol
+from ccserver.net.protocol import PacketProtocol
 from ccserver.net.proxied import Proxied, ProxyTerms
 from ccserver.net.tls import Encrypted, TlsTerms
 

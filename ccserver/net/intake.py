@@ -16,7 +16,7 @@ from zope.interface import implementer
 from ccserver.native import native
 
 if TYPE_CHECKING:
-    from ccserver.net.transport import DirectPort
+    from ccserver.net.port import DirectPort
 
 SPARE = 8
 """Descriptors that connections leave to all else: a log that is opened anew, a database."""

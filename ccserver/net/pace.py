@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ccserver.core.rates import Rate, TokenBucket
-from ccserver.net.transport import DirectPort
+from ccserver.net.port import DirectPort
 
 STEP = 0.05
 """Seconds that accepting pauses at least: so it goes on with several at once."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import (
-    IAddress,
     IHalfCloseableProtocol,
-    IReactorTime,
 )
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.reflect import safe_str
@@ -18,17 +15,15 @@ from zope.interface import implementer
 
 from ccserver.core.carried import Carried
 from ccserver.core.framing import Packet
-from ccserver.core.limits import SessionLimits
 from ccserver.core.session import CloseReason, Session
 from ccserver.errors import ProtocolError
-from ccserver.net.closing import CloseTimeouts, Closing
-from ccserver.net.connections import Connections
+from ccserver.net.closing import Closing
 from ccserver.net.delay import Delay, exceed
-from ccserver.net.dispatch import Dispatch
-from ccserver.net.intake import address_text
 from ccserver.net.lane import NOTHING, Lane
 from ccserver.net.transport import DirectServer
-from ccserver.net.turnstile import Turnstile
+
+if TYPE_CHECKING:
+    from ccserver.net.factory import PacketFactory
 
 FINAL_READS = 4
 """Reads, of 64 KiB each, of what has come to a connection that is to finish."""
@@ -408,91 +403,3 @@ class PacketProtocol(Protocol):
             packets_out=session.packets_out,
             session=session,
         )
-
-
-class PacketFactory(Factory):
-    """Makes the protocols of one listening address."""
-
-    noisy = False
-    log = Logger()
-
-    def __init__(
-        self,
-        server: str,
-        limits: SessionLimits,
-        connections: Connections,
-        dispatch: Dispatch,
-        clock: IReactorTime,
-        log_ends: bool = False,
-        timeouts: CloseTimeouts | None = None,
-    ) -> None:
-        """
-        @param server: the listening address, C{host:port}.
-        @param log_ends: write a line for each connection that ends.
-        @param timeouts: how long the end of a connection may take.
-        """
-        self.server = server
-        self.limits = limits
-        self.pattern = Session(0, "-", server, limits, 0.0)
-        self.timed = limits.timed
-        self.connections = connections
-        self.dispatch = dispatch
-        self.clock = clock
-        self.turnstile = Turnstile(clock)
-        self.log_ends = log_ends
-        self.timeouts = timeouts or CloseTimeouts()
-
-    def adopt(self, sock: socket.socket, carried: Carried, unsent: list[bytes]) -> None:
-        """Go on with a connection that comes from another process.
-
-        It need not have been accepted at the address of this factory; C{worker_connections}
-        does not keep it out.
-
-        @param sock: connected; it belongs to the factory when this has returned.
-        @param unsent: bytes that are to be sent before all others.
-        @raise ValueError: the connection cannot be gone on with.
-        @raise OSError: the reactor cannot take the socket.
-        """
-        if carried.id in self.connections:
-            raise ValueError(f"there is a connection {carried.id} already")
-        sock.setblocking(False)
-        protocol = PacketProtocol(self, carried.peer)
-        transport = DirectServer(sock, protocol, ("-", 0), None, 0, self.clock)
-        try:
-            protocol.adopt(transport, carried, unsent)
-        except ValueError:
-            transport.stopReading()
-            raise
-
-    def buildProtocol(  # type: ignore[override]
-        self, addr: IAddress | None
-    ) -> PacketProtocol | None:
-        """A protocol, or None, which closes the connection, where there are too many."""
-        connections = self.connections
-        connections.counts.accepted += 1
-        peer = address_text(addr)
-        if not connections.full:
-            host = getattr(addr, "host", None)
-            reason = None if host is None else connections.refusal(host)
-            if reason is None:
-                return PacketProtocol(self, peer)
-            self._refuse(reason, peer)
-            return None
-        connections.counts.closed[CloseReason.CONNECTION_LIMIT] += 1
-        more = connections.admit_line(CloseReason.CONNECTION_LIMIT)
-        if more is not None:
-            self.log.warn(
-                "connection_limit: {connections} connections, {peer} refused{more}",
-                connections=len(connections),
-                peer=peer,
-                more=more,
-            )
-        return None
-
-    def _refuse(self, reason: CloseReason, peer: str) -> None:
-        """Count and log that a client's address may not connect."""
-        connections = self.connections
-        connections.counts.closed[reason] += 1
-        more = connections.admit_line(reason)
-        if more is not None:
-            self.log.warn("{reason}: {peer} refused{more}", reason=reason, peer=peer, more=more)

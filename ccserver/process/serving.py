@@ -29,18 +29,18 @@ from ccserver.errors import AppError, ConfigError, StartError
 from ccserver.net.closing import CloseTimeouts
 from ccserver.net.connections import Connection, Connections
 from ccserver.net.dispatch import Dispatch
+from ccserver.net.factory import PacketFactory
 from ccserver.net.front import Front
 from ccserver.net.giver import Giver, Report
 from ccserver.net.intake import Intake
 from ccserver.net.pace import Pace, PacedPort
 from ccserver.net.pool import Pool
-from ccserver.net.protocol import PacketFactory
+from ccserver.net.port import DirectPort
 from ccserver.net.proxied import ProxyTerms
 from ccserver.net.room import FULL, Room
 from ccserver.net.statistics import collect, connection_rows
 from ccserver.net.taker import Taker
 from ccserver.net.tls import TlsTerms
-from ccserver.net.transport import DirectPort
 from ccserver.process.descriptors import allow_descriptors
 from ccserver.process.listening import keepalive
 from ccserver.process.logs import INFO, ProcessLogger

@@ -14,8 +14,8 @@ from twisted.internet.main import installReactor
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import DefaultOpenSSLContextFactory
 
+from ccserver.net.port import DirectPort
 from ccserver.net.reactor import DirectReactor
-from ccserver.net.transport import DirectPort
 
 
 def main(pem: str, kind: str) -> None:

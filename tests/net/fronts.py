@@ -19,9 +19,9 @@ from ccserver.core.limits import SessionLimits
 from ccserver.core.session import Session
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import Dispatch
+from ccserver.net.factory import PacketFactory
 from ccserver.net.front import Front
 from ccserver.net.pool import Pool
-from ccserver.net.protocol import PacketFactory
 from ccserver.net.proxied import ProxyTerms
 from ccserver.net.reactor import DirectReactor
 from ccserver.net.tls import TlsTerms

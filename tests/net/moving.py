@@ -16,9 +16,10 @@ from ccserver.core.limits import SessionLimits
 from ccserver.core.outbox import SendLimits
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import LANE_BYTES, Dispatch
+from ccserver.net.factory import PacketFactory
 from ccserver.net.giver import Giver, Report
 from ccserver.net.pool import Pool
-from ccserver.net.protocol import PacketFactory, PacketProtocol
+from ccserver.net.protocol import PacketProtocol
 from ccserver.net.reactor import DirectReactor
 from ccserver.net.taker import Taker
 from ccserver.net.transport import DirectServer

@@ -29,8 +29,8 @@ from ccserver.native import native
 from ccserver.net import reactor as turns
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import Dispatch
+from ccserver.net.factory import PacketFactory
 from ccserver.net.pool import Pool
-from ccserver.net.protocol import PacketFactory
 from ccserver.net.reactor import DirectReactor
 from ccserver.net.transport import DirectServer
 from tests.net import ways

@@ -23,8 +23,9 @@ from ccserver.net.intake import (
     Intake,
     address_text,
 )
+from ccserver.net.port import DirectPort
 from ccserver.net.reactor import DirectReactor
-from ccserver.net.transport import DirectPort, DirectServer
+from ccserver.net.transport import DirectServer
 from tests.net.sockets import FakeSocket, Wire
 from tests.net.test_transport import ListeningSocket
 from tests.support import FakeReactor, logged, texts

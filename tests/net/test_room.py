@@ -9,8 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from ccserver.app import App
 from ccserver.core.limits import SessionLimits
 from ccserver.net.intake import Intake
+from ccserver.net.port import DirectPort
 from ccserver.net.room import Room
-from ccserver.net.transport import DirectPort
 from tests.net.sockets import FakeSocket
 from tests.net.test_transport import ListeningSocket
 from tests.support import FakeWorker

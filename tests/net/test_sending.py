@@ -23,8 +23,9 @@ from ccserver.net import throttle
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import Dispatch
 from ccserver.net.errand import Errand
+from ccserver.net.factory import PacketFactory
 from ccserver.net.pool import Pool
-from ccserver.net.protocol import PacketFactory, PacketProtocol
+from ccserver.net.protocol import PacketProtocol
 from ccserver.net.reactor import DirectReactor
 from ccserver.net.reply import OUTPUT_MARK
 from ccserver.net.transport import READ_SIZE, DirectServer

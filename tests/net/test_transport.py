@@ -35,8 +35,9 @@ from ccserver.core.session import Session
 from ccserver.native import native
 from ccserver.net import transport as direct
 from ccserver.net.peer import NOBODY
+from ccserver.net.port import DirectPort
 from ccserver.net.reactor import DirectReactor
-from ccserver.net.transport import DirectPort, DirectServer
+from ccserver.net.transport import DirectServer
 from tests.core.test_framing import header
 from tests.net.sockets import AGAIN, PIPE, RESET, FakeSocket, Recorder, Wire
 from tests.support import FakeWorker

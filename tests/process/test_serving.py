@@ -12,7 +12,7 @@ from ccserver.app import App
 from ccserver.config import Config
 from ccserver.errors import ConfigError, StartError
 from ccserver.net.giver import Report
-from ccserver.net.transport import DirectPort
+from ccserver.net.port import DirectPort
 from ccserver.process import serving
 from ccserver.process.serving import (
     ABORT_GRACE,

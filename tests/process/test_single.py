@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ccserver.config import Config
 from ccserver.core import checksum
 from ccserver.errors import OperationFailed, StartError
-from ccserver.net.transport import DirectPort
+from ccserver.net.port import DirectPort
 from ccserver.process import service
 from ccserver.process.host import Host
 from ccserver.process.logs import LineObserver

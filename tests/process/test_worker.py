@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Config
 from ccserver.errors import AppError, ConfigError, StartError
-from ccserver.net.transport import DirectPort
+from ccserver.net.port import DirectPort
 from ccserver.process import link, worker
 from ccserver.process.logs import LineObserver
 from ccserver.process.worker import EXIT_APP, EXIT_CONFIG, EXIT_START, Order, WorkerProcess
