@@ -102,7 +102,7 @@ class KillTests(SynchronousTestCase):
 
     def restart(self, traffic):
         """Start the server again that has no master any more."""
-        wait_until(lambda: not self.server.processes(), "the workers to be gone", 10)
+        wait_until(lambda: not self.server.processes(), "the workers to be gone")
         ready = self.server.log.count(" ready: ")
         self.server.launch()
         wait_until(lambda: self.server.log.count(" ready: ") > ready, "the server to be back")

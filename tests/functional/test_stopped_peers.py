@@ -75,11 +75,11 @@ class StoppedWorkerTests(SynchronousTestCase):
         """A continued process finds its waiting system calls interrupted."""
         with ServerProcess() as server, server.connect() as client:
             ((_, worker),) = server.workers().items()
-            answered = 0
+            answered = stops = 0
 
             def ask() -> None:
                 nonlocal answered
-                while answered < 4000:
+                while answered < 4000 or stops < 4:
                     kind = codes.ECHOES[answered % len(codes.ECHOES)]
                     body = b"%d" % answered
                     if client.ask(kind, body) != body:
@@ -88,7 +88,6 @@ class StoppedWorkerTests(SynchronousTestCase):
 
             thread = Thread(target=ask)
             thread.start()
-            stops = 0
             while thread.is_alive():
                 os.kill(worker, signal.SIGSTOP)
                 wait_until(lambda: _state(worker) == "T", "it to stop")
@@ -97,8 +96,8 @@ class StoppedWorkerTests(SynchronousTestCase):
                 before = answered
                 wait_until(lambda: answered > before or not thread.is_alive(), "an answer")  # noqa: B023
             thread.join()
-            self.assertEqual(answered, 4000)
-            self.assertGreater(stops, 3)
+            self.assertGreaterEqual(answered, 4000)
+            self.assertGreaterEqual(stops, 4)
             self.assertEqual(list(server.workers().values()), [worker])
 
     def test_signals_of_every_kind_that_it_ignores_or_handles_disturb_nobody(self):
