@@ -65,7 +65,8 @@ class KillTests(SynchronousTestCase):
         rows = self.rows()
         pids = [row["pid"] for row in rows if (row["pid"] in old) != bool(number % 2)]
         if pids:
-            self.kill(self.random.choice(pids))
+            self.kill(pid := self.random.choice(pids))
+            wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "it to be gone")
             self.hits += any(row["state"] == "leaving" for row in rows)
         self.operator.wait_for_rest()
 
@@ -78,7 +79,7 @@ class KillTests(SynchronousTestCase):
                 self.kill_worker(number)
                 counts = traffic.counts()
                 self.assertLessEqual(set(counts.errors), ALLOWED, counts.details)
-            wait_until(lambda: traffic.counts().open == CONNECTIONS, "all to be connected again")
+            wait_until(lambda: traffic.settled(CONNECTIONS), "all to be connected again")
             counts = traffic.stop()
         self.assertLessEqual(set(counts.errors), ALLOWED, counts.details)
         measured(f"{number} kills of workers in reloads, seconds", time.monotonic() - begun)
@@ -94,7 +95,7 @@ class KillTests(SynchronousTestCase):
                 self.kill(self.server.master)
                 self.server.wait()
                 self.restart(traffic)
-            wait_until(lambda: traffic.counts().open == CONNECTIONS, "all to be connected again")
+            wait_until(lambda: traffic.settled(CONNECTIONS), "all to be connected again")
             counts = traffic.stop()
         self.assertLessEqual(set(counts.errors), ALLOWED | {"refused"}, counts.details)
         with self.server.connect() as client:

@@ -77,6 +77,11 @@ class Traffic:
         """What it has seen so far; the longest pause is counted from here."""
         return self._ask("mark")
 
+    def settled(self, connections: int) -> bool:
+        """Whether so many are connected, all ends that there were having been heard of."""
+        # the first answer may be from the midst of what had happened by then
+        return self.counts().open == self.counts().open == connections
+
     def stop(self) -> Counts:
         """Send no more, wait for all that is owed and the end of every stream; what was seen."""
         return self._ask("stop", self._patience + 10.0)

@@ -64,7 +64,7 @@ class Counts:
     @ivar connected: how often one was made.
     @ivar replies: packets that came.
     @ivar errors: how many of each kind.
-    @ivar details: the first of them in words.
+    @ivar details: the first of each kind in words.
     @ivar pause: the longest time in seconds, before it was stopped, that a connection waited for
         the next byte of what it was owed, while no request that sleeps was under way.
     @ivar pauses: the longest ones: seconds, kind of conversation, what it was waiting for.
@@ -328,7 +328,7 @@ class Loop:
 
     def _fault(self, conversation: Conversation, kind: str, text: str) -> None:
         self._errors[kind] += 1
-        if len(self._counts.details) < DETAILS:
+        if self._errors[kind] <= DETAILS:
             when = time.monotonic() - self._began
             who = f"{conversation.kind} {conversation.number}"
             self._counts.details.append(f"{when:.3f} {kind}: {who}: {text}")
