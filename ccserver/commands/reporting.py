@@ -199,7 +199,10 @@ def _counts(found: Mapping[str, Any]) -> list[str]:
         ("left", "not handed over"),
         ("refused", "refused packets"),
         ("closed", "closed connections"),
+        ("dropped", "dropped packets to clients"),
     ):
         if found.get(key):
             lines.append(f"{title}: {reasons(found[key])}")
+    if number(found.get("handler_errors")):
+        lines.append(f"handlers have raised: {text(found['handler_errors'])} times")
     return ["", *lines] if lines else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -140,6 +141,8 @@ class Outbox:
                 self._add(entry)
             return fits
         number = self._latest.get(key) if overflow is Overflow.LATEST else None
+        if number is not None and number not in self._entries:
+            number = None  # it was there under a key that has changed since
         if number is not None:
             self._waiting.dropped[overflow] += 1
             self._take_out(number)
@@ -231,7 +234,8 @@ class Outbox:
         self._count(entry, -1)
         self._droppable.pop(number, None)
         if entry.overflow is Overflow.LATEST:
-            del self._latest[entry.key]
+            with suppress(Exception):  # the application's key is not what it was any more
+                del self._latest[entry.key]
 
     def _count(self, entry: _Entry, sign: int) -> None:
         size = sign * len(entry.data)

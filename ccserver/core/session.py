@@ -268,9 +268,12 @@ class Session:
             under the same C{key} is replaced, where it stands.
         @raise PacketTooLong: header and body exceed 65535 bytes.
         @raise ValueError: a field of the message cannot hold its value, no such code or policy.
+        @raise TypeError: C{key} is not hashable.
         """
         frame = _frame(code, body)
         policy = overflow if overflow.__class__ is Overflow else Overflow(overflow)
+        if key is not None:
+            hash(key)  # what is wrong with it is wrong also where nothing waits
         outlet = self._outlet  # another thread may let go of it meanwhile
         if outlet is not None:
             outlet.send(frame, policy, key)

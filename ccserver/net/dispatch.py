@@ -175,9 +175,12 @@ class Dispatch:
                         call = handler.function(session, body if decode is None else decode(body))
                     elif isinstance(begun, Begun):
                         call, begun = begun, None
-                    else:
+                    else:  # not from an iterator, where StopIteration is no error
                         raised, begun = begun, None
-                        raise raised  # not from an iterator, where StopIteration is no error
+                        try:
+                            raise raised
+                        finally:
+                            del raised  # it has its frames, and what those have
                     reply = yield from call
                     if reply is not None:
                         if reply.__class__ is not bytes:

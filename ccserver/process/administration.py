@@ -33,8 +33,8 @@ class Administered(Protocol):
     def stop_later(self, graceful: bool) -> None:
         """Stop it, in a later turn of the reactor."""
 
-    def open_log_anew(self) -> None:
-        """Open the log file anew, in all its processes."""
+    def open_log_anew(self) -> Deferred[None]:
+        """Open the log file anew, in all its processes; fires when that is done."""
 
     def configured(self, config: Config) -> None:
         """C{config} holds from now on."""
@@ -210,8 +210,8 @@ class Administration:
 
         return self._in_turn(f"recycling of worker {slot} ({reason})", recycle, _nobody)
 
-    def reopen(self) -> None:
-        self._server.open_log_anew()
+    def reopen(self) -> Deferred[None]:
+        return self._server.open_log_anew()
 
     def stop(self, graceful: bool) -> Deferred[None]:
         self.begin_stop()
@@ -232,10 +232,9 @@ class Administration:
     def set_log_level(self, level: int) -> Deferred[None]:
         self._observer.level = level
         self._fleet.log_level = level
-        for each in self._fleet.workers:
-            each.set_log_level(level)
+        asked = gatherResults([each.set_log_level(level) for each in self._fleet.workers])
         self.log.notice("log level is {name} now", name=LEVELS[level])
-        return succeed(None)
+        return asked.addCallback(lambda results: None)
 
     async def _reload(self, progress: Progress) -> Result:
         self._waiting = None

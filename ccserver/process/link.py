@@ -170,7 +170,9 @@ class Stop(amp.Command):
 
 
 class Reopen(amp.Command):
-    """Master to worker: open the log file anew."""
+    """Master to worker: open the log file anew; answers why it cannot."""
+
+    response: ClassVar = [(b"error", amp.Unicode())]
 
 
 class RenewCertificates(amp.Command):

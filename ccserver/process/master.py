@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.task import LoopingCall
 
 from ccserver.config import Config
@@ -236,10 +236,8 @@ class Master(ServerService):
     def _hasten(self) -> None:
         self._fleet.hasten()
 
-    def _reopen(self) -> None:
-        ServerService._reopen(self)
-        for process in self._fleet.workers:
-            process.reopen()
+    def _others_reopen(self) -> Deferred[list[str]]:
+        return gatherResults([process.reopen() for process in self._fleet.workers])
 
     def _operate(self, number: signal.Signals) -> None:
         administration = self._administration

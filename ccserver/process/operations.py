@@ -51,14 +51,17 @@ class Operations(Protocol):
     def certificates(self) -> Deferred[dict[str, Any]]:
         """Let all workers read the certificates anew, and nothing else; what they are."""
 
-    def reopen(self) -> None:
-        """Open the log file anew."""
+    def reopen(self) -> Deferred[None]:
+        """Open the log file anew; fires when all processes have, fails where one cannot."""
 
     def stop(self, graceful: bool) -> Deferred[None]:
         """Begin to stop; fires when it has begun."""
 
     def set_log_level(self, level: int) -> Deferred[None]:
-        """Log what is not above C{level}, 0 to 8, until the next start or reload."""
+        """Log what is not above C{level}, 0 to 8, until the next start or reload.
+
+        Fires when all processes do.
+        """
 
 
 class Argument(NamedTuple):

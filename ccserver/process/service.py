@@ -6,18 +6,17 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from setproctitle import setproctitle
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import ILogObserver
 from twisted.python.components import Componentized
 
 from ccserver.config import Config
-from ccserver.errors import StartError
+from ccserver.errors import OperationFailed, StartError
 from ccserver.process.descriptors import raise_limit
 from ccserver.process.host import Host
 from ccserver.process.inheritance import inherited
@@ -122,9 +121,23 @@ class ServerService(Service):
         """Stop in a later turn of the reactor; the end is clean, with status 0."""
         self._reactor.callLater(0, self._stop_now, graceful)
 
-    def open_log_anew(self) -> None:
-        """Open the log file anew, in all our processes."""
-        self._guard(self._reopen)
+    def open_log_anew(self) -> Deferred[None]:
+        """Open the log file anew, in all our processes; fires when that is done.
+
+        Fails with L{OperationFailed} where one of them could not: that one keeps the old file.
+        """
+        own = ""
+        try:
+            self._observer.reopen()
+        except OSError as error:
+            self.log.error("reopen: {error}", error=error)
+            own = str(error)
+
+        def look(others: list[str]) -> None:
+            for why in filter(None, (own, *others)):
+                raise OperationFailed(f"the log was not opened anew: {why}")
+
+        return self._others_reopen().addCallback(look)
 
     def _slots(self) -> int:
         """For how many workers sockets are opened."""
@@ -146,9 +159,9 @@ class ServerService(Service):
         """Do what one of L{OPERATIONS} asks for."""
         raise NotImplementedError
 
-    def _reopen(self) -> None:
-        """Open the log file anew."""
-        self._observer.reopen()
+    def _others_reopen(self) -> Deferred[list[str]]:
+        """Let our other processes open the log file anew; fires with why they could not."""
+        return succeed([])
 
     def _run(self) -> None:
         if self._stopping:
@@ -166,7 +179,7 @@ class ServerService(Service):
 
     def _handle(self, number: signal.Signals) -> None:
         if number is REOPEN:
-            self.open_log_anew()
+            self.open_log_anew().addErrback(lambda failure: None)  # which is in the log
         elif number in OPERATIONS:
             self.log.notice("{name} received", name=number.name)
             self._operate(number)
@@ -205,12 +218,6 @@ class ServerService(Service):
     def _ask_to_stop(self) -> None:
         """The server is to stop; it begins to in a later turn of the reactor."""
         self._asked_to_stop = True
-
-    def _guard(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except OSError as error:
-            self.log.error("{action}: {error}", action=action.__name__.strip("_"), error=error)
 
 
 def _exit(status: int) -> None:

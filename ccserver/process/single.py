@@ -78,6 +78,8 @@ class SingleProcess(ServerService):
                 "workers": [row],
                 "refused": figures.get("refused", {}),
                 "closed": figures.get("closed", {}),
+                "dropped": figures.get("dropped", {}),
+                "handler_errors": figures.get("handler_errors", 0),
             }
         )
 
@@ -97,8 +99,8 @@ class SingleProcess(ServerService):
     def set_workers(self, count: int, progress: Progress) -> Deferred[Result]:
         return fail(OperationFailed(NO_WORKERS))
 
-    def reopen(self) -> None:
-        self.open_log_anew()
+    def reopen(self) -> Deferred[None]:
+        return self.open_log_anew()
 
     def stop(self, graceful: bool) -> Deferred[None]:
         self.stop_later(graceful)

@@ -65,6 +65,8 @@ def fleet_status(fleet: Fleet, now: float) -> dict[str, Any]:
         "left": dict(fleet.transfers.left),
         "refused": _sum(workers, "refused"),
         "closed": _sum(workers, "closed"),
+        "dropped": _sum(workers, "dropped"),
+        "handler_errors": sum(each.figures.get("handler_errors", 0) for each in workers),
     }
 
 

@@ -184,11 +184,13 @@ class _Link(link.Line):
 
     @link.Reopen.responder
     def reopen(self) -> dict[str, Any]:
+        why = ""
         try:
             self._process.observer.reopen()
         except OSError as error:  # an answer that fails would end the link, and us with it
             self._process.log.error("reopen: {error}", error=error)
-        return {}
+            why = str(error)
+        return {"error": why[: link.REASON_LIMIT]}
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         link.Line.connectionLost(self, reason)

@@ -286,13 +286,17 @@ class WorkerOfMaster(ProcessProtocol):
             lambda failure: ("", f"{self}, does not answer"),
         )
 
-    def set_log_level(self, level: int) -> None:
-        """Let it log up to C{level}."""
-        self._tell(link.SetLogLevel, level=level)
+    def set_log_level(self, level: int) -> Deferred[None]:
+        """Let it log up to C{level}; fires when it does, or does not answer."""
+        asked = self._ask(link.SetLogLevel, ANSWER_TIMEOUT, level=level)
+        return asked.addBoth(lambda result: None)
 
-    def reopen(self) -> None:
-        """Ask it to open the log file anew."""
-        self._tell(link.Reopen)
+    def reopen(self) -> Deferred[str]:
+        """Let it open the log file anew; fires with why it could not, if it lives."""
+        return self._ask(link.Reopen, ANSWER_TIMEOUT).addCallbacks(
+            lambda answer: str(answer["error"]),
+            lambda failure: f"{self}, does not answer" if self.linked else "",
+        )
 
     def stop(self, graceful: bool, timeout: float) -> None:
         """Ask it to stop within C{timeout} seconds."""

@@ -57,6 +57,8 @@ STATUS = {
     "left": {"tls": 3},
     "refused": {},
     "closed": {"idle": 2, "client_closed": 55},
+    "dropped": {"latest": 40},
+    "handler_errors": 3,
     "last_reload": {"result": "failed", "reason": "no such file", "ago": 12.3},
 }
 CONNECTION = {
@@ -101,6 +103,8 @@ certificate    listening  not after             days left
 handed over: 12 connections
 not handed over: tls 3
 closed connections: client_closed 55, idle 2
+dropped packets to clients: latest 40
+handlers have raised: 3 times
 """,
         )
 

@@ -206,6 +206,27 @@ class PolicyTests(OutboxCase):
         self.assertEqual(outbox.contents(), [b"a2 longer", b"b1", b"must"])
         self.assertEqual(self.waiting.dropped, {"latest": 1})
 
+    def test_a_key_that_changes_costs_nothing_but_its_own_place(self):
+        class Key:
+            number = 1
+
+            def __hash__(self) -> int:
+                return hash(self.number)
+
+            def __eq__(self, other: object) -> bool:
+                return isinstance(other, Key) and other.number == self.number
+
+        outbox, key = self.outbox(), Key()
+        self.assertTrue(outbox.push(b"a", Overflow.LATEST, key))
+        key.number = 2
+        self.assertTrue(outbox.push(b"b", Overflow.LATEST, key))
+        self.assertEqual(outbox.take(9), [b"a", b"b"])
+        self.assertTrue(outbox.push(b"c", Overflow.LATEST, key))
+        key.number = 1
+        self.assertTrue(outbox.push(b"d", Overflow.LATEST, key))
+        self.assertEqual(outbox.take(9), [b"c", b"d"])
+        self.assertEqual((outbox.bytes, outbox.messages), (0, 0))
+
     def test_latest_does_not_replace_what_has_left(self):
         outbox = self.outbox()
         outbox.push(b"a1", LATEST, "a")

@@ -76,6 +76,7 @@ class HandlersViewTests(SynchronousTestCase):
         policies = [(Overflow.CLOSE, None), (Overflow.DROP_OLD, None), (Overflow.LATEST, ("x", 1))]
         self.assertEqual(self.outlet.policies, policies)
         self.assertRaises(ValueError, self.session.send, 9, b"", "drop")
+        self.assertRaises(TypeError, self.session.send, 9, b"", "latest", key=["x"])
 
     def test_where_there_is_room_nobody_waits_for_it(self):
         sending = self.session.send_async(9, b"hello")

@@ -6,6 +6,7 @@ import gc
 import os
 import socket
 import struct
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -396,6 +397,24 @@ if native is not None:
             self.client.close()  # with something unread
             self.worker.turn(2)
             self.assertEqual(protocol.session.close_reason, "client_reset")
+
+        def test_what_a_handler_had_that_has_raised_is_let_go(self):
+            class Thing:
+                pass
+
+            things: list[weakref.ref[Thing]] = []
+
+            async def fail(session: Session, request: bytes) -> bytes:
+                thing = Thing()
+                things.append(weakref.ref(thing))
+                raise FaultError
+
+            handlers = self.worker.factory.dispatch.handlers
+            handlers[ECHO] = replace(handlers[ECHO], function=fail)
+            self.receive((ECHO, b"a"))
+            self.assertEqual(len(self.flushLoggedErrors(FaultError)), 1)
+            gc.collect()
+            self.assertIsNone(things[0]())
 
         def test_the_lane_is_at_leisure_behind_a_fault_of_ours(self):
             lane, handlers = self.transport.protocol.lane, self.worker.factory.dispatch.handlers

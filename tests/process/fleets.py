@@ -6,7 +6,7 @@ import os
 import socket
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from ccserver.config import Config
 from ccserver.errors import OperationFailed
@@ -114,8 +114,9 @@ class FakeServer:
     def stop_later(self, graceful: bool) -> None:
         self.stops.append(graceful)
 
-    def open_log_anew(self) -> None:
+    def open_log_anew(self) -> Deferred[None]:
         self.reopened += 1
+        return succeed(None)
 
     def configured(self, config: Config) -> None:
         self.configs.append(config)

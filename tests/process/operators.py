@@ -51,8 +51,9 @@ class FakeOperations:
         self._note("certificates")
         return succeed({"certificates": ["localhost until 2027-01-01"]})
 
-    def reopen(self) -> None:
+    def reopen(self) -> Deferred[None]:
         self._note("reopen")
+        return succeed(None)
 
     def stop(self, graceful: bool) -> Deferred[None]:
         self._note("stop", graceful)

@@ -305,14 +305,23 @@ class UpgradeTests(AdministrationCase):
 
 class RestTests(AdministrationCase):
     def test_the_level_of_the_log_holds_everywhere_and_for_those_who_come(self):
-        self.successResultOf(self.administered().set_log_level(8))
+        set_everywhere = self.administered().set_log_level(8)
+        self.assertNoResult(set_everywhere)
         self.turn()
+        self.successResultOf(set_everywhere)
         self.assertEqual([each.told[-1] for each in self.workers()], [("log level", 8)] * 2)
         self.assertEqual((self.observer.level, self.fleet.log_level), (8, 8))
         self.assertIn("log level is debug now", self.said())
         self.workers()[0].die()
         self.turn()
         self.assertEqual(self.workers()[2].order.log_level, 8)
+
+    def test_a_worker_that_does_not_answer_is_not_waited_for_for_ever(self):
+        administration = self.administered()
+        self.workers()[0].unlink()
+        level_set = administration.set_log_level(8)
+        self.turn()
+        self.successResultOf(level_set)
 
     def test_all_workers_read_the_certificates_anew(self):
         told = self.administered().certificates()
@@ -333,13 +342,15 @@ class RestTests(AdministrationCase):
         administration = self.administered()
         for graceful in (True, False):
             self.successResultOf(administration.stop(graceful))
-        administration.reopen()
+        self.successResultOf(administration.reopen())
         self.assertEqual((self.server.stops, self.server.reopened), ([True, False], 1))
 
     def test_they_do_not_wait_for_their_turn(self):
         administration = self.administered()
         upgrade = administration.upgrade(nobody)
         self.successResultOf(administration.stop(True))
-        self.successResultOf(administration.set_log_level(3))
+        level_set = administration.set_log_level(3)
+        self.turn()
+        self.successResultOf(level_set)
         self.successResultOf(administration.status())
         self.assertNoResult(upgrade)

@@ -208,6 +208,18 @@ class SignalTests(MasterCase):
         self.send(signal.SIGUSR1)
         self.assertIn("reopen", self.said())
         self.assertEqual(self.reactor.stops, 0)
+        asked = self.master.open_log_anew()
+        self.turn()
+        failed = self.failureResultOf(asked, OperationFailed)
+        self.assertIn("the log was not opened anew: [Errno 21] Is a directory", str(failed.value))
+
+    def test_whoever_asks_hears_why_a_worker_cannot(self):
+        workers = self.serving()
+        workers[1].end.reopens = "No space left on device"
+        asked = self.master.open_log_anew()
+        self.turn()
+        failed = self.failureResultOf(asked, OperationFailed)
+        self.assertIn("anew: No space left on device", str(failed.value))
 
     def test_hup_reloads(self):
         first, _ = self.serving()

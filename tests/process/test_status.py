@@ -82,11 +82,12 @@ class StatusTests(AdministrationCase):
     def test_counts_are_sums_of_all_workers(self):
         self.administered()
         first, second = self.workers()
-        first.beat(refused={"full": 2}, closed={"idle": 1, "flood": 1})
-        second.beat(refused={"full": 3}, closed={"idle": 5})
+        first.beat(refused={"full": 2}, closed={"idle": 1, "flood": 1}, dropped={"latest": 4})
+        second.beat(refused={"full": 3}, closed={"idle": 5}, handler_errors=2)
         status = self.status()
         self.assertEqual(status["refused"], {"full": 5})
         self.assertEqual(status["closed"], {"idle": 6, "flood": 1})
+        self.assertEqual((status["dropped"], status["handler_errors"]), ({"latest": 4}, 2))
 
     def test_restarts_are_counted(self):
         self.administered()

@@ -469,7 +469,7 @@ class CommandTests(WorkerProcessCase):
         os.rename(path, path + ".1")
         os.mkdir(path)
         events = logged(self)
-        self.assertEqual(self.ask(link.Reopen), {})
+        self.assertIn("Is a directory", self.ask(link.Reopen)["error"])
         self.reactor.pump([0.1] * 5)
         self.assertFalse(self.link.closing)
         self.assertEqual(self.reactor.stops, 0)

@@ -254,7 +254,7 @@ class TalkTests(FleetCase):
             self.assertEqual(self.answer(process.give(ours, 5)), Handed(0, {"lost": 9}))
             self.assertEqual(self.answer(process.connection_rows()), [])
             self.assertFalse(self.answer(process.kick(1)))
-            process.reopen()
+            self.assertEqual(self.answer(process.reopen()), "")
             process.stop(True, 1.0)
 
     def test_a_question_on_the_way_when_the_link_ends_has_an_answer(self):

@@ -39,6 +39,7 @@ class WorkerEnd(link.Line):
     @ivar stays: of them, those that do not move, by reason.
     @ivar answers: what else it says when it is to give: how many moved, and the reasons.
     @ivar certificates: what they are, and why they cannot be read.
+    @ivar reopens: why the log cannot be opened anew.
     @ivar channels: those that were sent to it.
     """
 
@@ -51,6 +52,7 @@ class WorkerEnd(link.Line):
         self.answers: list[tuple[int, dict[str, int]]] = []
         self.rows: list[dict[str, Any]] = []
         self.certificates = ("a until 2027; b until 2028", "")
+        self.reopens = ""
         self.channels: list[socket.socket] = []
         self.lent: list[socket.socket] = []
 
@@ -101,7 +103,7 @@ class WorkerEnd(link.Line):
 
     @link.Reopen.responder
     def reopen(self) -> Any:
-        return self._answer("reopen", {})
+        return self._answer("reopen", {"error": self.reopens})
 
     @link.RenewCertificates.responder
     def renew_certificates(self) -> Any:
