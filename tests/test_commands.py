@@ -129,8 +129,8 @@ class CheckTests(Case):
         )
 
     def test_a_section_without_defaults_has_no_line_for_them(self):
-        path = self.write("App = email:b\nAppPath = /a\n")
-        self.assertIn("[App]\nApp = email:b\nAppPath = /a\n\n", self.output("check", path))
+        path = self.write("App = email:b\nAppPath = /\n")
+        self.assertIn("[App]\nApp = email:b\nAppPath = /\n\n", self.output("check", path))
 
     def test_what_it_prints_is_the_same_configuration(self):
         text = "[Net]\nworker_connections = 7\n[Socket]\nListen = [::1]:99, 5678\n"
@@ -239,6 +239,8 @@ class CheckTests(Case):
         said = self.warned("Log = /nowhere/a/error.log\nControl = /nowhere/b/control\n")
         self.assertIn(":1: Log: there is no folder /nowhere/a\n", said)
         self.assertIn(":2: Control: there is no folder /nowhere/b\n", said)
+        said = self.warned("AppPath = /nowhere/c\n")
+        self.assertIn(":1: AppPath: there is no /nowhere/c\n", said)
 
     def test_a_key_that_anybody_may_read_is_warned_of(self):
         pem = self.write(b"".join(Authority().issue("localhost")).decode())

@@ -99,6 +99,9 @@ def _doubts(found: Config) -> Iterator[str]:
         folder = os.path.dirname(path)
         if not os.path.isdir(folder):
             yield str(found.refusal(key, f"{key}: there is no folder {folder}"))
+    for path in found.app.path:
+        if not os.path.exists(path):
+            yield str(found.refusal("AppPath", f"AppPath: there is no {path}"))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     few = found.few_descriptors(inf if hard == resource.RLIM_INFINITY else hard)
     if few is not None:
