@@ -113,10 +113,13 @@ class Session:
         "_conclusion",
         "_empty_reads",
         "_flood",
+        "_id",
         "_known",
         "_limits",
         "_outlet",
+        "_peer",
         "_rate",
+        "_server",
         "_state",
         "begun",
         "bytes_out",
@@ -124,18 +127,15 @@ class Session:
         "decoder",
         "excess",
         "heard",
-        "id",
         "origin",
         "packets_out",
-        "peer",
-        "server",
         "started",
     )
 
     def __init__(self, id: int, peer: str, server: str, limits: SessionLimits, now: float) -> None:
-        self.id = id
-        self.peer = peer
-        self.server = server
+        self._id = id
+        self._peer = peer
+        self._server = server
         self.close_reason: CloseReason | None = None
         self.packets_out = self.bytes_out = 0
         self.started = self.heard = now
@@ -155,9 +155,9 @@ class Session:
     def another(self, id: int, peer: str, now: float) -> Session:
         """A session that begins at C{now}, after the pattern of this one, which has no packets."""
         if another is None:
-            return Session(id, peer, self.server, self._limits, now)
+            return Session(id, peer, self._server, self._limits, now)
         session: Session = another(self)
-        session.id, session.peer = id, peer
+        session._id, session._peer = id, peer
         session.started = session.heard = now
         session.decoder = another(self.decoder)
         if self._flood is not None and self._limits.flood is not None:
@@ -222,6 +222,18 @@ class Session:
             pending=pending,
             state=state,
         )
+
+    @property
+    def id(self) -> int:
+        return self._id
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    @property
+    def server(self) -> str:
+        return self._server
 
     @property
     def state(self) -> dict[str, Any]:

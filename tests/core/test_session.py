@@ -69,6 +69,10 @@ class HandlersViewTests(SynchronousTestCase):
         self.assertEqual(self.session.state, {"user": "ada"})
         self.assertEqual(session().state, {})
 
+    def test_by_what_it_is_known_is_no_handlers_to_change(self):
+        for name in ("id", "peer", "server", "packets_in", "bytes_in"):
+            self.assertRaises(AttributeError, setattr, self.session, name, 5)
+
     def test_a_packet_may_have_a_policy(self):
         self.session.send(9, b"a")
         self.session.send(9, b"b", "drop_old")
