@@ -160,11 +160,11 @@ class DisturbedUpgradeTests(UpgradeCase):
 
     def test_a_new_master_that_is_killed_at_once_costs_what_it_had_and_no_more(self):
         server = self.serve(workers=2)
-        master, client = server.master, self.busy(server, 2000)
+        master, client = server.master, self.busy(server, 6000)  # until behind the kill
         self.begun(server, " is the master now")
         (new,) = re.findall(r"process ([0-9]+) is the master now", server.log)
         os.kill(int(new), signal.SIGKILL)
-        self.assertEqual(client.receive(), (apps.SLEEP, b"2000"))
+        self.assertEqual(client.receive(), (apps.SLEEP, b"6000"))
         wait_until(lambda: "upgrade failed: " in server.log, "the upgrade to have failed")
         client.ask(apps.PING)
         self.operator.wait_for_rest()
