@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Hashable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -66,6 +65,27 @@ class Waiting:
     bytes: int = 0
     messages: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+
+
+class _Key:
+    """A key of the application's, found again by what it was, whatever becomes of it."""
+
+    __slots__ = ("_hash", "_key")
+
+    def __init__(self, key: Hashable) -> None:
+        self._hash = hash(key)
+        self._key = key
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Key):
+            return NotImplemented
+        try:
+            return bool(self._key == other._key)
+        except Exception:
+            return False
 
 
 class _Entry(NamedTuple):
@@ -134,6 +154,7 @@ class Outbox:
         @param key: of C{LATEST}: what waits under the same key is replaced, where it stands.
         @return: False: there is no room and it must not be missing, so the client is to go.
         """
+        key = _Key(key) if overflow is Overflow.LATEST else None
         entry = _Entry(packet, overflow, key)
         if overflow is Overflow.CLOSE:
             fits = self._fits(len(packet), self._limits.hard, self._limits.messages)
@@ -141,8 +162,6 @@ class Outbox:
                 self._add(entry)
             return fits
         number = self._latest.get(key) if overflow is Overflow.LATEST else None
-        if number is not None and number not in self._entries:
-            number = None  # it was there under a key that has changed since
         if number is not None:
             self._waiting.dropped[overflow] += 1
             self._take_out(number)
@@ -234,8 +253,7 @@ class Outbox:
         self._count(entry, -1)
         self._droppable.pop(number, None)
         if entry.overflow is Overflow.LATEST:
-            with suppress(Exception):  # the application's key is not what it was any more
-                del self._latest[entry.key]
+            del self._latest[entry.key]
 
     def _count(self, entry: _Entry, sign: int) -> None:
         size = sign * len(entry.data)

@@ -227,6 +227,32 @@ class PolicyTests(OutboxCase):
         self.assertEqual(outbox.take(9), [b"c", b"d"])
         self.assertEqual((outbox.bytes, outbox.messages), (0, 0))
 
+    def test_a_key_that_changes_each_time_leaves_nothing_behind(self):
+        class Key:
+            number = 0
+
+            def __hash__(self) -> int:
+                return self.number
+
+        outbox, key = self.outbox(), Key()
+        for key.number in range(1000):
+            outbox.push(bytes(100), LATEST, key)
+            outbox.take(100)
+        self.assertEqual((len(outbox._latest), outbox.messages), (0, 0))
+
+    def test_a_key_that_cannot_be_compared_is_no_other(self):
+        class Key:
+            def __hash__(self) -> int:
+                return 7
+
+            def __eq__(self, other: object) -> bool:
+                raise ValueError
+
+        outbox = self.outbox()
+        for packet in (b"a", b"b"):
+            self.assertTrue(outbox.push(packet, LATEST, Key()))
+        self.assertEqual(outbox.take(9), [b"a", b"b"])
+
     def test_latest_does_not_replace_what_has_left(self):
         outbox = self.outbox()
         outbox.push(b"a1", LATEST, "a")
