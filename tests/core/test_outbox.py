@@ -235,8 +235,9 @@ class PolicyTests(OutboxCase):
                 return self.number
 
         outbox, key = self.outbox(), Key()
-        for key.number in range(1000):
+        for _ in range(1000):
             outbox.push(bytes(100), LATEST, key)
+            key.number += 1
             outbox.take(100)
         self.assertEqual((len(outbox._latest), outbox.messages), (0, 0))
 
