@@ -23,7 +23,7 @@
 #include "slots.h"
 
 enum { HEADER = 8, LONGEST = 0xFFFF, CHUNK = 65536, SMALL = 256, WHOLE = 1024, MARK = 65536,
-       EVENTS = 128, LARGE = 4096, COPIED = 8192, PIECES = 128 };
+       EVENTS = 128, PART = 4, LARGE = 4096, COPIED = 8192, PIECES = 128 };
 
 extern PyObject *no_bytes, *no_list; /* never appended to */
 
@@ -63,13 +63,13 @@ PyObject *accept_one(PyObject *module, PyObject *listening);
 PyObject *another(PyObject *module, PyObject *object);
 
 /* sending.c */
-int keep(PyObject *list, Py_ssize_t i, Py_ssize_t *kept);
 int flush_transport(PyObject *transport);
+int flush(PyObject *flushables, Py_ssize_t from, PyTypeObject *kind);
 PyObject *transmit(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *flush_all(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 /* turn.c */
-PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count);
-PyObject *poll_events(PyObject *module, PyObject *const *args, Py_ssize_t count);
+int prepare_turn(void);
+PyObject *turn(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 #endif

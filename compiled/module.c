@@ -45,14 +45,12 @@ static PyMethodDef methods[] = {
      "Submit all packets as a job, if that is plain."},
     {"feed_from", (PyCFunction)(void (*)(void))feed_from, METH_FASTCALL,
      "Receive at most 64 KiB and feed them to the decoder; return the packets, None at the end."},
-    {"poll", (PyCFunction)(void (*)(void))poll_events, METH_FASTCALL,
-     "Wait for events of the epoll descriptor, behind a write to the eventfd waking, if it is none."},
     {"sleep", (PyCFunction)(void (*)(void))sleep_until_woken, METH_FASTCALL,
      "Wait for the eventfd, behind a write to the eventfd telling, if it is none."},
     {"flush", (PyCFunction)(void (*)(void))flush_all, METH_FASTCALL,
      "Flush the transports among what is to be flushed, and leave the others."},
-    {"serve", (PyCFunction)(void (*)(void))serve, METH_FASTCALL,
-     "Read from the transports that are readable, and answer; leave the other events."},
+    {"turn", (PyCFunction)(void (*)(void))turn, METH_FASTCALL,
+     "Wait for events, read from the transports that are readable, and answer; return the others."},
     {"transmit", (PyCFunction)(void (*)(void))transmit, METH_FASTCALL,
      "Send the chunks as one; return what the kernel did not take."},
     {"another", another, METH_O, "Make an object of the same class, with the same in its slots."},
@@ -68,7 +66,8 @@ PyMODINIT_FUNC PyInit__native(void) {
     no_bytes = PyBytes_FromStringAndSize(NULL, 0);
     no_list = PyList_New(0);
     PyObject *module = no_bytes == NULL || no_list == NULL ? NULL : PyModule_Create(&definition);
-    if (module != NULL && (prepare_framing() < 0 || prepare_threads(module) < 0))
+    if (module != NULL && (prepare_framing() < 0 || prepare_threads(module) < 0
+                           || prepare_turn() < 0))
         Py_CLEAR(module);
     return module;
 }

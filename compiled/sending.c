@@ -93,7 +93,7 @@ int flush_transport(PyObject *transport) {
 }
 
 /* Keep item i of the list as its item *kept; 0, or -1. */
-int keep(PyObject *list, Py_ssize_t i, Py_ssize_t *kept) {
+static int keep(PyObject *list, Py_ssize_t i, Py_ssize_t *kept) {
     Py_ssize_t place = (*kept)++;
     return i == place ? 0 : PyList_SetItem(list, place, Py_NewRef(PyList_GET_ITEM(list, i)));
 }
@@ -108,28 +108,33 @@ static int flush_failed(PyObject *transport) {
     return told == NULL ? -1 : 0;
 }
 
-/* flush(flushables, kind): takes away those, transports of that class, that have nothing left to flush */
+/* From a place on, take away those, transports of that class, that have nothing left to flush; 0, or -1. */
+int flush(PyObject *flushables, Py_ssize_t from, PyTypeObject *kind) {
+    Py_ssize_t kept = from, given = PyList_GET_SIZE(flushables);
+    for (Py_ssize_t i = from; i < given; i++) {
+        PyObject *flushable = PyList_GET_ITEM(flushables, i);
+        int done = PyObject_TypeCheck(flushable, kind) ? flush_transport(flushable) : 0;
+        if (done == 0 && keep(flushables, i, &kept) < 0)
+            return -1;
+        if (done < 0) { /* no memory; what is behind it is flushed all the same */
+            Py_INCREF(flushable);
+            int lost = PyList_SetSlice(flushables, kept, i + 1, NULL) < 0 || flush_failed(flushable) < 0;
+            Py_DECREF(flushable);
+            if (lost)
+                return -1;
+            /* who hears of it may let the reactor go on, which changes the list */
+            i = -1, kept = 0, given = PyList_GET_SIZE(flushables);
+        }
+    }
+    return PyList_SetSlice(flushables, kept, given, NULL);
+}
+
+/* flush(flushables, kind) */
 PyObject *flush_all(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
     if (count != 2 || !PyList_CheckExact(args[0]) || !PyType_Check(args[1])) {
         PyErr_SetString(PyExc_TypeError, "flush(flushables: list, kind: type)");
         return NULL;
     }
-    Py_ssize_t kept = 0, given = PyList_GET_SIZE(args[0]);
-    for (Py_ssize_t i = 0; i < given; i++) {
-        PyObject *flushable = PyList_GET_ITEM(args[0], i);
-        int done = PyObject_TypeCheck(flushable, (PyTypeObject *)args[1]) ? flush_transport(flushable) : 0;
-        if (done == 0 && keep(args[0], i, &kept) < 0)
-            return NULL;
-        if (done < 0) { /* no memory; what is behind it is flushed all the same */
-            Py_INCREF(flushable);
-            int lost = PyList_SetSlice(args[0], kept, i + 1, NULL) < 0 || flush_failed(flushable) < 0;
-            Py_DECREF(flushable);
-            if (lost)
-                return NULL;
-            /* who hears of it may let the reactor go on, which changes the list */
-            i = -1, kept = 0, given = PyList_GET_SIZE(args[0]);
-        }
-    }
-    return PyList_SetSlice(args[0], kept, given, NULL) < 0 ? NULL : Py_NewRef(Py_None);
+    return flush(args[0], 0, (PyTypeObject *)args[1]) < 0 ? NULL : Py_NewRef(Py_None);
 }

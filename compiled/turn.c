@@ -5,7 +5,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-static PyObject *connection_done, *connection_lost;
+static PyObject *connection_done, *connection_lost, *time_name;
 
 /* Let the handlers of a lane at leisure answer packets, as Lane.take does: the replies, or NULL. */
 static PyObject *take(PyObject *lane, PyObject *session, PyObject *handlers, PyObject *packets) {
@@ -98,7 +98,7 @@ done:
     return out;
 }
 
-/* Keep the replies back to the end of the turn, as DirectServer.doRead does; 0, or -1. */
+/* Keep the replies back until some more are to be sent, as DirectServer.doRead does; 0, or -1. */
 static int cork(PyObject *transport, PyObject *out, PyObject *unflushed) {
     Py_ssize_t count = PyList_GET_SIZE(out);
     if (count == 0)
@@ -154,85 +154,123 @@ static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd,
     return failed ? NULL : Py_NewRef(Py_None);
 }
 
-/* serve(events, selectables, kind, unflushed, reactor): takes away the events that it has served */
-PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count) {
-    (void)module;
-    if (count != 5 || !PyList_CheckExact(args[0]) || !PyDict_CheckExact(args[1]) || !PyType_Check(args[2])
-        || !PyList_CheckExact(args[3])) {
-        PyErr_SetString(PyExc_TypeError,
-                        "serve(events: list, selectables: dict, kind: type, unflushed: list, reactor)");
-        return NULL;
-    }
-    Py_ssize_t kept = 0, given = PyList_GET_SIZE(args[0]);
-    for (Py_ssize_t i = 0; i < given; i++) {
-        PyObject *event = PyList_GET_ITEM(args[0], i), *decoder = NULL;
-        PyObject *number = PyTuple_GET_ITEM(event, 0);
-        PyObject *transport = PyDict_GetItemWithError(args[1], number);
-        if (transport != NULL && PyLong_AsLong(PyTuple_GET_ITEM(event, 1)) == EPOLLIN
-            && PyObject_TypeCheck(transport, (PyTypeObject *)args[2]))
-            decoder = get(&transport_decoder, transport);
-        if (decoder == NULL || decoder == Py_None) {
-            Py_XDECREF(decoder);
-            if (PyErr_Occurred() || keep(args[0], i, &kept) < 0)
-                return NULL;
-            continue;
-        }
-        Py_INCREF(transport);
-        PyObject *why = serve_transport(transport, decoder, (int)PyLong_AsLong(number), args[3]);
-        PyObject *fault = why == NULL ? Py_True : Py_False, *lost = Py_NewRef(Py_None);
+/* Serve an event of a transport of that class that has a decoder: 1; 0: it is not one; or -1. */
+static int serve(PyObject *reactor, PyTypeObject *kind, const struct epoll_event *event,
+                 PyObject *unflushed) {
+    PyObject *selectables = get(&reactor_selectables, reactor), *fd = PyLong_FromLong(event->data.fd);
+    PyObject *transport = NULL, *decoder = NULL, *lost = NULL;
+    if (selectables != NULL && fd != NULL)
+        transport = Py_XNewRef(PyDict_GetItemWithError(selectables, fd));
+    if (transport != NULL && event->events == EPOLLIN && PyObject_TypeCheck(transport, kind))
+        decoder = get(&transport_decoder, transport);
+    if (decoder != NULL && decoder != Py_None) {
+        PyObject *why = serve_transport(transport, decoder, event->data.fd, unflushed);
+        PyObject *fault = why == NULL ? Py_True : Py_False;
         if (why == NULL)
             why = raised();
-        if (why != Py_None)
-            Py_SETREF(lost, PyObject_CallMethod(args[4], "lose", "OOO", transport, why, fault));
+        lost = why == Py_None ? Py_NewRef(Py_None)
+                              : PyObject_CallMethod(reactor, "lose", "OOO", transport, why, fault);
         Py_DECREF(why);
-        Py_DECREF(decoder);
-        Py_DECREF(transport);
-        if (lost == NULL)
-            return NULL;
-        Py_DECREF(lost);
     }
-    return PyList_SetSlice(args[0], kept, given, NULL) < 0 ? NULL : Py_NewRef(Py_None);
+    Py_XDECREF(decoder);
+    Py_XDECREF(transport);
+    Py_XDECREF(fd);
+    Py_XDECREF(selectables);
+    Py_XDECREF(lost);
+    return lost != NULL ? 1 : PyErr_Occurred() ? -1 : 0;
 }
 
-/* poll(epoll, seconds or None, waking) -> [(fd, events)]; a thread is woken when the lock is free */
-PyObject *poll_events(PyObject *module, PyObject *const *args, Py_ssize_t count) {
-    (void)module;
-    if (count != 3) {
-        PyErr_SetString(PyExc_TypeError, "poll(epoll, seconds: float | None, waking: int)");
-        return NULL;
-    }
-    long waking = PyLong_AsLong(args[2]);
-    int epoll = PyErr_Occurred() ? -1 : PyObject_AsFileDescriptor(args[0]);
-    double timeout = epoll < 0 ? 0 : args[1] == Py_None ? -1 : PyFloat_AsDouble(args[1]) * 1000;
-    ssize_t written = 0;
-    if (PyErr_Occurred()) { /* nobody would wake that thread again */
-        if (waking >= 0)
-            written = write((int)waking, &one, sizeof one);
-        return NULL;
-    }
-    int milliseconds = timeout < 0 ? -1 : timeout < INT_MAX ? (int)timeout : INT_MAX;
+/* Wait for events, behind a write to the eventfd waking, if it is one; how many there are, or -1. */
+static int wait_for(struct epoll_event *events, int epoll, double timeout, int waking) {
+    timeout *= 1000;
+    int n, milliseconds = timeout < 0 ? -1 : timeout < INT_MAX ? (int)timeout : INT_MAX;
     milliseconds += milliseconds < timeout && milliseconds < INT_MAX; /* never before the time */
-    struct epoll_event events[EVENTS];
-    int n;
+    ssize_t written = 0;
     Py_BEGIN_ALLOW_THREADS
     if (waking >= 0)
-        written = write((int)waking, &one, sizeof one);
+        written = write(waking, &one, sizeof one);
     n = epoll_wait(epoll, events, EVENTS, milliseconds);
     Py_END_ALLOW_THREADS
+    if (n >= 0 && written >= 0)
+        return n;
     if (n < 0 && errno == EINTR)
-        n = PyErr_CheckSignals() ? -1 : 0;
-    else if (n < 0 || written < 0)
-        PyErr_SetFromErrno(PyExc_OSError), n = -1;
-    PyObject *found = n < 0 ? NULL : PyList_New(n);
-    for (int i = 0; found != NULL && i < n; i++) {
-        PyObject *fd = PyLong_FromLong(events[i].data.fd), *what = PyLong_FromLong((long)events[i].events);
-        PyObject *event = fd != NULL && what != NULL ? PyTuple_Pack(2, fd, what) : NULL;
-        Py_XDECREF(fd);
-        Py_XDECREF(what);
-        if (event == NULL)
-            Py_CLEAR(found);
-        else
-            PyList_SET_ITEM(found, i, event);
+        return PyErr_CheckSignals();
+    PyErr_SetFromErrno(PyExc_OSError);
+    return -1;
+}
+
+/* How long the reactor may sleep in its next turn, as mainLoop reckons it, in seconds; -1: for any time;
+ * 0: something is to be done before, or an exception is set. Calls from threads come with an event. */
+static double sleep_of(PyObject *reactor) {
+    if (PyErr_CheckSignals() < 0 || truth(&reactor_unflushed, reactor)
+        || truth(&reactor_before_sleep, reactor) || truth(&reactor_new_calls, reactor)
+        || truth(&reactor_just_stopped, reactor) || !holds(&reactor_started, reactor))
+        return 0;
+    PyObject *calls = get(&reactor_timed_calls, reactor), *time = NULL;
+    if (calls != NULL && PyList_Check(calls) && PyList_GET_SIZE(calls))
+        time = PyObject_GetAttr(PyList_GET_ITEM(calls, 0), time_name);
+    double sleep = time == NULL ? -1 : PyFloat_AsDouble(time) - seconds();
+    Py_XDECREF(time);
+    Py_XDECREF(calls);
+    return PyErr_Occurred() || (time != NULL && sleep < 0) ? 0 : sleep;
+}
+
+/* Add the event to the list left, which is made for it; 0, or -1. */
+static int leave(PyObject **left, const struct epoll_event *event) {
+    if (*left == no_list)
+        Py_SETREF(*left, PyList_New(0));
+    PyObject *pair = Py_BuildValue("iI", event->data.fd, event->events);
+    int failed = *left == NULL || pair == NULL ? -1 : PyList_Append(*left, pair);
+    Py_XDECREF(pair);
+    return failed;
+}
+
+/* turn(reactor, kind, seconds or None, waking, more) -> [(fd, events)], which it has not served */
+PyObject *turn(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    if (count != 5 || !PyType_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "turn(reactor, kind: type, seconds: float | None, waking: int, "
+                                         "more: bool)");
+        return NULL;
     }
-    return found;
+    PyTypeObject *kind = (PyTypeObject *)args[1];
+    PyObject *poller = get(&reactor_poller, args[0]), *unflushed = get(&reactor_unflushed, args[0]);
+    PyObject *left = Py_NewRef(no_list);
+    int epoll = poller == NULL || unflushed == NULL ? -1 : PyObject_AsFileDescriptor(poller);
+    double timeout = args[2] == Py_None ? -1 : PyFloat_AsDouble(args[2]);
+    int waking = (int)PyLong_AsLong(args[3]), failed = PyErr_Occurred() != NULL;
+    struct epoll_event events[EVENTS];
+    if (failed && waking >= 0 && write(waking, &one, sizeof one) < 0) /* nobody else would wake it */
+        failed = -1;
+    while (!failed) {
+        int n = wait_for(events, epoll, timeout, waking);
+        Py_ssize_t tried = 0; /* to flush; what is left of that is the reactor's */
+        failed = n < 0;
+        for (int i = 0; i < n && !failed; i++) {
+            int served = serve(args[0], kind, &events[i], unflushed);
+            failed = served < 0 || (served == 0 && leave(&left, &events[i]) < 0);
+            if (!failed && PyList_GET_SIZE(unflushed) >= tried + PART) {
+                failed = flush(unflushed, tried, kind) < 0;
+                tried = PyList_GET_SIZE(unflushed);
+            }
+        }
+        if (failed || args[4] != Py_True || left != no_list)
+            break;
+        failed = flush(unflushed, tried, kind) < 0;
+        timeout = failed ? 0 : sleep_of(args[0]);
+        if (timeout == 0)
+            break;
+        waking = -1;
+    }
+    if (failed || PyErr_Occurred())
+        Py_CLEAR(left);
+    Py_XDECREF(poller);
+    Py_XDECREF(unflushed);
+    return left;
+}
+
+/* What the others here need, at the import; 0, or -1. */
+int prepare_turn(void) {
+    time_name = PyUnicode_InternFromString("time");
+    return time_name == NULL ? -1 : 0;
 }

@@ -22,6 +22,7 @@ import os
 import socket
 import sys
 from contextlib import suppress
+from time import perf_counter
 from typing import Any
 
 from twisted.internet.address import IPv4Address
@@ -31,6 +32,7 @@ from benchmarks.peers.asyncio_protocol import Echo
 from ccserver.config import Config
 from ccserver.core.counts import Counts
 from ccserver.core.framing import encode
+from ccserver.native import native
 from ccserver.net import jobs
 from ccserver.net import reactor as reactor_module
 from ccserver.net.connections import Connections
@@ -146,7 +148,7 @@ class NothingToDo(Exception):
 
 
 class Stage:
-    """The net side of a worker, on a reactor whose poller this is."""
+    """The net side of a worker, on a reactor that has this for its poller, and for its turn."""
 
     def __init__(
         self, meter: Any, kind: str, connections: int, depth: int, case: str | None = None
@@ -161,8 +163,11 @@ class Stage:
         self._error: BaseException | None = None
         self._over = self._jobs_wait = False
         reactor = self._reactor = DirectReactor()
-        self._poller, reactor._poller = reactor._poller, self
-        reactor_module.poll = reactor_module.poll_in_python
+        self._poller = reactor._poller
+        if native is None:
+            reactor._poller = self
+        else:
+            reactor_module.turn = self.turn
         self.register = self._poller.register
         self.modify = self._poller.modify
         self.unregister = self._poller.unregister
@@ -185,16 +190,31 @@ class Stage:
 
     def poll(self, timeout: float, most: int = -1) -> list[tuple[int, int]]:
         """The reactor has nothing to do: the others play."""
+        self._before_sleep()
+        events: list[tuple[int, int]] = self._poller.poll(0 if self._over else STALLED, most)
+        if not events:
+            self._meter.apart(self._stall)
+        return events
+
+    def turn(
+        self, reactor: DirectReactor, kind: type, timeout: float | None, waking: int, more: bool
+    ) -> list[tuple[int, int]]:
+        """The same, and the compiled part does one turn."""
+        self._before_sleep()
+        limit = 0 if self._over else STALLED
+        before = perf_counter()
+        events: list[tuple[int, int]] = native.turn(reactor, kind, limit, waking, False)
+        if perf_counter() - before > STALLED:
+            self._meter.apart(self._stall)
+        return events
+
+    def _before_sleep(self) -> None:
         self._meter.apart(self._play)
         if self._jobs_wait:
             self._meter.part = "thread"
             with suppress(NothingToDo):
                 self._thread.work()
             self._meter.part = "reactor"
-        events: list[tuple[int, int]] = self._poller.poll(0 if self._over else STALLED, most)
-        if not events and not self._over:
-            self._meter.apart(self._stall)
-        return events
 
     def _play(self) -> None:
         self._jobs_wait = self._pool.queued > 0
@@ -219,7 +239,8 @@ class Stage:
             self._clients.ask()
 
     def _stall(self) -> None:
-        self._stop(AssertionError(f"nothing has happened for {STALLED} s"))
+        if not self._over:
+            self._stop(AssertionError(f"nothing has happened for {STALLED} s"))
 
     def _stop(self, error: BaseException | None) -> None:
         self._error = error

@@ -21,8 +21,14 @@ from ccserver.net.watching import WatchingReactor
 CLOSED = Failure(CONNECTION_DONE)
 
 TURN = 128
-"""Events of one turn. What a turn writes is sent at its end, so this bounds how long the first
-reply waits for the others; it also keeps the poll's buffer small."""
+"""Events of one turn. This bounds how long jobs for threads wait for the others; it also keeps the
+poll's buffer small."""
+
+PART = 4
+"""So many connections with something to send, and it is sent: the first reply waits for the work
+of three others at most. One by one a packet costs 5 % more at 64 x 1, all behind the turn as much
+as by fours; where the kernel holds the core up for 1.5 ms, which 64 clients have then waited for,
+their p99 is 1.52 ms one by one, 1.56 by fours and 1.81 behind the turn."""
 
 
 def poll_in_python(poller: Any, timeout: float | None, waking: int) -> list[tuple[int, int]]:
@@ -34,11 +40,6 @@ def poll_in_python(poller: Any, timeout: float | None, waking: int) -> list[tupl
         os.eventfd_write(waking, 1)
     events: list[tuple[int, int]] = poller.poll(-1 if timeout is None else timeout, TURN)
     return events
-
-
-poll: Callable[[Any, float | None, int], list[tuple[int, int]]] = (
-    native.poll if native else poll_in_python
-)
 
 
 FAR = 2147483
@@ -65,10 +66,11 @@ flush: Callable[[list[Flushable], type], None] | None = native.flush if native e
 """flush(flushables, kind) takes away those, transports of that class, that have nothing left to
 flush."""
 
-serve: Callable[..., None] | None = native.serve if native else None
-"""serve(events, selectables, kind, unflushed, reactor) takes away the events of transports of that
-class that have a decoder, for it has served them. C{unflushed} is given what is to be flushed at
-the end of the turn; a transport that is to be disconnected is told to C{reactor.lose}."""
+turn: Callable[..., list[tuple[int, int]]] | None = native.turn if native else None
+"""turn(reactor, kind, timeout, waking, more) waits as L{poll_in_python} does, serves the events of
+transports of that class that have a decoder, and returns the others. If there are none and C{more}
+is true, it flushes and goes on with the next turn, until something else is to be done. A transport
+that is to be disconnected is told to C{reactor.lose}."""
 
 
 class DirectReactor(WatchingReactor):
@@ -76,15 +78,27 @@ class DirectReactor(WatchingReactor):
 
     The stock one wraps every event into C{log.callWithLogger}; here only an event that is more
     than "readable", and the report of an exception, have that log context (DESIGN 2). What the
-    events of a turn write is sent behind the last of them (docs/design/data-path.md). C{seconds}
-    is the monotonic clock, so that a change of the system's time moves no timer. All else is
-    inherited.
+    events of a turn write is sent behind L{PART} of them, or the last
+    (docs/design/data-path.md). C{seconds} is the monotonic clock, so that a change of the system's
+    time moves no timer. All else is inherited.
 
-    @ivar flush_later: flush a transport at the end of this turn, before the reactor sleeps.
+    @ivar flush_later: flush a transport soon, and before the reactor sleeps.
+    @ivar before_sleep: flush what is not to go on during the turn, before the reactor sleeps.
     @ivar waking: an eventfd to write to when it goes to sleep, for a thread that will need the
         interpreter lock by then. Only where there is a C{nap}.
     @ivar nap: how many seconds it may sleep this time at most; None: as long as nothing is due.
     """
+
+    __slots__ = (  # what each turn looks at: the compiled part finds it there
+        "_before_sleep",
+        "_justStopped",
+        "_newTimedCalls",
+        "_pendingTimedCalls",
+        "_poller",
+        "_selectables",
+        "_started",
+        "_unflushed",
+    )
 
     seconds = staticmethod(time.monotonic)
 
@@ -94,31 +108,43 @@ class DirectReactor(WatchingReactor):
         self.nap: float | None = None
         self.waking = NOBODY
         self._unflushed: list[Flushable] = []
+        self._before_sleep: list[Flushable] = []
         self.flush_later: Callable[[Flushable], None] = self._unflushed.append
+        self.before_sleep: Callable[[Flushable], None] = self._before_sleep.append
         WatchingReactor.__init__(self)
 
     def doPoll(self, timeout: float | None) -> None:
+        self._turn(timeout, more=False)
+
+    doIteration = doPoll
+
+    def _turn(self, timeout: float | None, more: bool) -> None:
+        """Flush what was gathered, sleep, and call what is ready.
+
+        @param timeout: seconds; None: any time.
+        @param more: it may be several turns, as long as L{mainLoop} has nothing to do.
+        """
         unflushed = self._unflushed
         if unflushed:
-            if flush is not None:
-                flush(unflushed, DirectServer)
-            if unflushed:
-                self._flush(unflushed)
+            self._send()
+        if self._before_sleep:
+            self._flush(self._before_sleep)
         nap, waking = self.nap, NOBODY
         if nap is not None:
-            self.nap = None
+            self.nap, more = None, False
             waking, self.waking = self.waking, NOBODY
             if timeout is None or timeout > nap:
                 timeout = nap
         try:
-            events = poll(self._poller, timeout, waking)
+            if turn is None:
+                events = poll_in_python(self._poller, timeout, waking)
+            else:
+                events = turn(self, DirectServer, timeout, waking, more)
         except OSError as error:
             if error.errno == errno.EINTR:
                 return
             raise
         selectables = self._selectables
-        if serve is not None:
-            serve(events, selectables, DirectServer, unflushed, self)
         for fd, event in events:
             selectable = selectables.get(fd)
             if selectable is None:
@@ -133,9 +159,18 @@ class DirectReactor(WatchingReactor):
             else:
                 if why:
                     self.lose(selectable, why, False)
+            if len(unflushed) >= PART:
+                self._send()
+
+    def _send(self) -> None:
+        """Send what was gathered."""
+        if flush is not None:
+            flush(self._unflushed, DirectServer)
+        if self._unflushed:
+            self._flush(self._unflushed)
 
     def _flush(self, unflushed: list[Flushable]) -> None:
-        """Flush what was gathered in this turn."""
+        """Flush what was gathered, and gather anew."""
         gathered = iter(unflushed.copy())  # nothing fails behind that, or they would be lost
         unflushed.clear()
         for flushable in gathered:
@@ -159,8 +194,6 @@ class DirectReactor(WatchingReactor):
         except Exception:  # the other events of the turn are not to wait for the next one
             log.callWithLogger(selectable, log.err, None, "Unexpected error in an end.")
 
-    doIteration = doPoll
-
     def mainLoop(self) -> None:
         """As inherited, but looks for due calls only where there can be one."""
         while self._started:
@@ -173,7 +206,7 @@ class DirectReactor(WatchingReactor):
                         wait = self._pendingTimedCalls[0].time - self.seconds()
                         if not 0 < wait < FAR:
                             wait = self._run_due()
-                    self.doPoll(wait)
+                    self._turn(wait, more=True)
             except BaseException:
                 log.err(None, "Unexpected error in the main loop.")
 

@@ -53,7 +53,7 @@ NOTHING: list[bytes] = []
 """The buffer of a connection that has never been behind: shared, so never appended to."""
 
 LARGE = 4096
-"""Bytes of a reply that is sent at once, not at the end of the turn: it would not be in the
+"""Bytes of a reply that is sent at once, not with the others: it would not be in the
 processor's cache any more."""
 
 
@@ -159,7 +159,7 @@ class DirectServer(tcp.Server):
 
         C{lane} is its producer, too.
 
-        What that returns is sent at the end of the turn. On another reactor than ours the
+        What that returns is sent soon, see L{DirectReactor}. On another reactor than ours the
         protocol is told of data, as any is. The compiled part does itself what C{receive} does
         with packets that are all good while C{lane} is at leisure.
 

@@ -172,11 +172,12 @@ class MovingWorker:
 
     def flush(self) -> None:
         """What the reactor does before it sleeps."""
-        unflushed = getattr(self.reactor, "_unflushed", [])
-        gathered = unflushed.copy()
-        unflushed.clear()
-        for flushable in gathered:
-            flushable.flush()
+        for name in ("_unflushed", "_before_sleep"):
+            gathered = getattr(self.reactor, name, [])
+            flushables = gathered.copy()
+            gathered.clear()
+            for flushable in flushables:
+                flushable.flush()
 
     def stop(self) -> None:
         for connection in self.connections:

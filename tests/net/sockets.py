@@ -204,8 +204,7 @@ class Wire:
         # the compiled ones would do their system calls themselves
         test.patch(direct, "feed_from", direct.feed_from_in_python)
         test.patch(direct, "transmit", direct.transmit_in_python)
-        test.patch(turns, "serve", None)
-        test.patch(turns, "poll", turns.poll_in_python)
+        test.patch(turns, "turn", None)
         test.patch(turns, "flush", None)
         self.reactor = reactor()
         self.poller = fake_kernel(self.reactor)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
+import select
+import signal
 import socket
 import struct
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,14 +31,14 @@ from ccserver.core.session import Session
 from ccserver.errors import BadBody
 from ccserver.message import Message, field
 from ccserver.native import native
-from ccserver.net import reactor as turns
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import Dispatch
 from ccserver.net.factory import PacketFactory
 from ccserver.net.pool import Pool
-from ccserver.net.reactor import DirectReactor
+from ccserver.net.reactor import PART, DirectReactor
 from ccserver.net.transport import DirectServer
 from tests.net import ways
+from tests.support import PATIENCE
 
 ECHO, SILENT, FAULT, REFUSAL, LATER, CLOSE, PUSH, LARGE, KIND, UNKNOWN, BURST = range(1, 12)
 MIDDLE, STOP, EXIT, DECODE, ENCODE, LATE_STOP = range(12, 18)
@@ -337,7 +341,213 @@ class Other:
         self.reasons.append(reason)
 
 
+class LoopTests(SynchronousTestCase):
+    """The main loop, of which the compiled part does many turns at a time: nothing else waits."""
+
+    ROUNDS = 50
+    NO_MORE = object()
+
+    def run_loop(self, act: Callable[[Any, int], object], limit: int = 100_000) -> Worker:
+        """Run a reactor whose client asks for ever; C{act} is called in the handler.
+
+        @param act: called with the reactor and how often it was called before; if it returns
+            L{NO_MORE}, the client does not ask again.
+        @return: behind the end of the loop, which C{act} is to see to.
+        """
+        worker = Worker(self, self.compiled, SessionLimits())
+        client, _ = worker.connect()
+        self.addCleanup(client.close)
+        self.client, self.another = client, worker.connect()[0]
+        self.addCleanup(self.another.close)
+        handlers = worker.factory.dispatch.handlers
+        calls: list[None] = []
+        got: list[bytes] = []
+
+        async def ask_again(session: Session, request: bytes) -> bytes:
+            got.append(received(client)[0])
+            if act(worker.reactor, len(calls)) is not self.NO_MORE:
+                client.send(encode(ECHO, request))
+            calls.append(None)
+            if len(calls) == limit:
+                worker.reactor.crash()
+            return request
+
+        handlers[ECHO] = replace(handlers[ECHO], function=ask_again)
+        client.send(encode(ECHO, b"a"))
+        worker.reactor.run(installSignalHandlers=False)
+        self.calls, self.replies = len(calls), b"".join(got)
+        return worker
+
+    compiled = False
+
+    def test_a_handler_can_end_the_loop(self):
+        self.run_loop(lambda reactor, n: n == 5 and reactor.crash())
+        self.assertLessEqual(self.calls - 6, 2)
+        self.assertEqual(self.replies, encode(ECHO, b"a") * (self.calls - 1))
+
+    def test_a_handler_can_stop_the_reactor(self):
+        self.run_loop(lambda reactor, n: n == 5 and reactor.stop())
+        self.assertLessEqual(self.calls - 6, 2)
+
+    def test_a_call_for_later_that_a_handler_makes_comes_next(self):
+        seen: list[int] = []
+
+        def act(reactor: Any, n: int) -> None:
+            if n == 5:
+                reactor.callLater(0, lambda: (seen.append(n), reactor.crash()))
+
+        self.run_loop(act)
+        self.assertEqual((seen, self.calls - 6 <= 2), ([5], True))
+
+    def test_a_timed_call_that_a_handler_puts_forward_comes_at_once(self):
+        made: list[Any] = []
+
+        def act(reactor: Any, n: int) -> None:
+            if n == 5:
+                made.append(reactor.callLater(1000, reactor.crash))
+            if n == 10:
+                made[0].reset(0)
+
+        self.run_loop(act)
+        self.assertLessEqual(self.calls - 11, 2)
+
+    def test_a_timed_call_that_is_due_meanwhile_comes(self):
+        due: list[float] = []
+
+        def act(reactor: Any, n: int) -> None:
+            if n == 5:
+                due.append(reactor.seconds() + 0.002)
+                reactor.callLater(0.002, reactor.crash)
+            elif n > 5 and reactor.seconds() > due[0]:
+                due.append(reactor.seconds())
+
+        self.run_loop(act)
+        self.assertLessEqual(len(due), 4)
+
+    def test_a_call_from_a_thread_comes(self):
+        def act(reactor: Any, n: int) -> None:
+            if n == 5:
+                reactor.callFromThread(reactor.crash)
+
+        self.run_loop(act)
+        self.assertLessEqual(self.calls - 6, 2)
+
+    def test_what_waits_for_the_end_of_a_turn_is_flushed_behind_it(self):
+        read: list[None] = []
+
+        def act(reactor: Any, n: int) -> None:
+            if n == 5:
+                reactor.before_sleep(Flushed(read))
+            if read:
+                reactor.crash()
+
+        self.run_loop(act)
+        self.assertLessEqual(self.calls - 6, 2)
+
+    def test_another_descriptor_is_read(self):
+        other = Other(lambda: None)
+        self.addCleanup(os.close, other.eventfd)
+
+        def act(reactor: Any, n: int) -> None:
+            if n == 5:
+                other.action = reactor.crash
+                reactor.addReader(other)
+
+        self.run_loop(act)
+        self.assertLessEqual(self.calls - 6, 2)
+
+    def test_a_signal_that_comes_with_the_last_reply_is_handled_before_the_sleep(self):
+        too_late: list[Any] = []
+
+        def act(reactor: Any, n: int) -> Any:
+            if n == 1:
+                too_late.append(reactor.callLater(PATIENCE, reactor.crash))
+            if n < 5:
+                return None
+            before = signal.signal(
+                signal.SIGIO, lambda number, frame: reactor.callFromThread(reactor.crash)
+            )
+            self.addCleanup(signal.signal, signal.SIGIO, before)
+            fcntl.fcntl(self.client, fcntl.F_SETOWN, os.getpid())
+            flags = fcntl.fcntl(self.client, fcntl.F_GETFL)
+            fcntl.fcntl(self.client, fcntl.F_SETFL, flags | os.O_ASYNC)
+            return self.NO_MORE
+
+        worker = self.run_loop(act)
+        self.assertLess(worker.reactor.seconds(), too_late[0].getTime())
+
+    def test_who_reads_late_gets_the_rest_while_nobody_else_asks(self):
+        packets: list[Packet] = []
+        too_late: list[Any] = []
+
+        def read(reactor: Any) -> None:
+            decoder = FrameDecoder(65535)
+            self.another.settimeout(PATIENCE)
+            while len(packets) < 20:
+                packets.extend(decoder.feed(self.another.recv(1 << 20)))
+            reactor.callFromThread(reactor.crash)
+
+        def act(reactor: Any, n: int) -> Any:
+            if n == 1:
+                too_late.append(reactor.callLater(PATIENCE, reactor.crash))
+            if 5 <= n < 25:
+                self.another.send(encode(LARGE))
+            if n < 30:
+                return None
+            thread = threading.Thread(target=read, args=[reactor])
+            thread.start()
+            self.addCleanup(thread.join)
+            return self.NO_MORE
+
+        worker = self.run_loop(act)
+        self.assertLess(worker.reactor.seconds(), too_late[0].getTime())
+        self.assertEqual(len(packets), 20)
+
+    def test_the_first_replies_of_a_turn_are_sent_while_the_others_are_worked_out(self):
+        worker = Worker(self, self.compiled, SessionLimits())
+        clients = [worker.connect()[0] for _ in range(2 * PART)]
+        handlers = worker.factory.dispatch.handlers
+        seen: list[int] = []
+
+        async def look(session: Session, request: bytes) -> bytes:
+            seen.append(len([client for client in clients if readable(client)]))
+            return request
+
+        handlers[ECHO] = replace(handlers[ECHO], function=look)
+        for client in clients:
+            self.addCleanup(client.close)
+            client.send(encode(ECHO, b"a"))
+        worker.turn()
+        self.assertEqual(seen, [0] * PART + [PART] * PART)
+        worker.turn()
+        for client in clients:
+            self.assertEqual(received(client)[0], encode(ECHO, b"a"))
+
+
+def readable(client: socket.socket) -> bool:
+    """Whether something has come for it."""
+    return bool(select.select([client], [], [], 0)[0])
+
+
 if native is not None:
+
+    class CompiledLoopTests(LoopTests):
+        """The same."""
+
+        compiled = True
+
+        def test_packets_alone_do_not_leave_the_compiled_part(self):
+            turns: list[None] = []
+            turn = DirectReactor._turn
+
+            def counted(reactor: Any, timeout: float | None, more: bool) -> None:
+                turns.append(None)
+                turn(reactor, timeout, more)
+
+            self.patch(DirectReactor, "_turn", counted)
+            worker = self.run_loop(lambda reactor, n: None, limit=self.ROUNDS)
+            self.assertFalse(worker.reactor.running)
+            self.assertLessEqual(len(turns), 4)  # run, turn() and close() have some
 
     class ServeTests(SynchronousTestCase):
         def setUp(self) -> None:
@@ -447,8 +657,15 @@ if native is not None:
             self.assertEqual(received(self.client)[0], encode(ECHO, b"a") + b"behind")
 
         def test_wrong_arguments_are_a_type_error(self):
-            for arguments in ((), ([], {}, DirectServer, []), ([], {}, DirectServer, (), None)):
-                self.assertRaises(TypeError, native.serve, *arguments)
+            reactor = self.worker.reactor
+            for arguments in (
+                (),
+                (reactor, DirectServer, 0.0, -1),
+                (reactor, None, 0.0, -1, False),
+                (reactor, DirectServer, "0", -1, False),
+                (reactor, DirectServer, 0.0, None, False),
+            ):
+                self.assertRaises(TypeError, native.turn, *arguments)
             for arguments in ((), ([],), ((), DirectServer), ([], None)):
                 self.assertRaises(TypeError, native.flush, *arguments)
 
@@ -601,8 +818,12 @@ class MemoryTests(SynchronousTestCase):
     def test_who_is_to_be_woken_is_woken_also_where_nothing_can_be_polled(self):
         waking = os.eventfd(0, os.EFD_NONBLOCK)
         self.addCleanup(os.close, waking)
-        for poll in (turns.poll, turns.poll_in_python):
-            self.assertRaises((TypeError, AttributeError), poll, object(), None, waking)
+        for compiled in (False, True):
+            worker = Worker(self, compiled, SessionLimits())
+            poller, worker.reactor._poller = worker.reactor._poller, object()
+            worker.reactor.nap, worker.reactor.waking = 0.0, waking
+            self.assertRaises((TypeError, AttributeError), worker.reactor.doIteration, 0)
+            worker.reactor._poller = poller
             self.assertEqual(os.eventfd_read(waking), 1)
 
     def test_what_is_to_be_flushed_is_not_lost_where_there_is_no_memory(self):

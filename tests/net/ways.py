@@ -7,14 +7,13 @@ from typing import Any
 
 from ccserver.core import framing
 from ccserver.native import native
-from ccserver.net import jobqueue, reactor, transport
+from ccserver.net import jobqueue, transport
 
 REFERENCES = {
     "cut": framing.cut_in_python,
     "header": framing.header_in_python,
     "feed_from": transport.feed_from_in_python,
     "transmit": transport.transmit_in_python,
-    "poll": reactor.poll_in_python,
     "sleep": jobqueue.sleep_in_python,
 }
 """What stands for a function of the compiled part where there is none; for the others None."""
