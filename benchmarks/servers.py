@@ -112,7 +112,8 @@ def _go(port: int, folder: Path) -> list[str]:
     return [str(program), str(port)]
 
 
-def _c(port: int, folder: Path) -> list[str]:
+def c_command(port: int, folder: Path) -> list[str]:
+    """The command of the server in C; how many processes may follow."""
     cc = [compiler() or "cc", "-O2", "-Wall", "-o", "OUT", "SOURCE"]
     source = PEERS / "epoll_server.c"
     program = build(source, "epoll_server", [*cc, "-DUSE_ZLIB", "-lz"], cc)
@@ -156,7 +157,7 @@ SERVERS = (
     Server("node", "Node.js, net, a read's replies joined", _node, needs=_needs_program("node")),
     Server("go", "a goroutine for each connection, a read's replies joined", _go,
            needs=_needs_program("go")),
-    Server("c", "epoll, one thread, a read's replies joined: the limit", _c,
+    Server("c", "epoll, one thread, a read's replies joined: the limit", c_command,
            needs=_needs_compiler),
 )  # fmt: skip
 

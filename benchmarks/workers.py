@@ -1,6 +1,7 @@
 """The command C{python -m benchmarks.workers}: does a packet cost more with two workers?
 
-Nothing is pinned: master, workers and generator share the cores, as the kernel will have it.
+Nothing is pinned: master, workers and generator share the cores, as the kernel will have it. The
+server in C, as one process and as two, says what that costs whoever it is.
 """
 
 import argparse
@@ -20,10 +21,11 @@ from benchmarks.report import (
     summarise,
 )
 from benchmarks.runner import Attempts, Cores, Plan, measure_once
-from benchmarks.servers import SERVERS
+from benchmarks.servers import SERVERS, Server, c_command
 
 COUNTS = {"1 worker": 1, "2 workers": 2}
 BASE = "1 worker"
+C_BASE = "c, 1 process"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,8 +42,13 @@ def main() -> int:
     arguments = parse_arguments()
     begin()
     (ccserver,) = (server for server in SERVERS if server.name == "ccserver")
+    note = "epoll, a read's replies joined"
     plan = Plan(
-        servers=[replace(ccserver, name=name) for name in COUNTS],
+        servers=[
+            *[replace(ccserver, name=name) for name in COUNTS],
+            Server(C_BASE, note, c_command),
+            Server("c, 2 processes", note, lambda *where: [*c_command(*where), "2"]),
+        ],
         cells=arguments.cells,
         bodies=arguments.bodies,
         rounds=arguments.rounds,
@@ -55,13 +62,14 @@ def main() -> int:
     for number in range(1, plan.rounds + 1):
         for load in plan.loads:
             for server in plan.servers:
-                workers = COUNTS[server.name]
+                workers = COUNTS.get(server.name, 1)
                 once = partial(measure_once, plan.command, cores, number, server, load, workers)
                 outcomes.collect(attempts.sample(server, load, once))
-    summaries = summarise(outcomes.samples, [BASE], ("cpu_us", "packets_per_second"))
+    summaries = summarise(outcomes.samples, [BASE, C_BASE], ("cpu_us", "packets_per_second"))
     columns = [
         spread_of("CPU us/packet", "cpu_us", 2),
         ratio_of(f"/ {BASE}", "cpu_us", BASE),
+        ratio_of(f"/ {C_BASE}", "cpu_us", C_BASE),
         packets_per_second("packets/s"),
         ratio_of(f"/ {BASE}", "packets_per_second", BASE),
         median_of("p50 us", "p50_us"),

@@ -1,4 +1,5 @@
 /* An echo server in C on epoll, one thread: what the kernel and the checksums cost, and no more.
+ * With a second argument so many processes of that kind share the port and the connections.
  *
  * One buffer of 64 KiB serves all reads and one all replies; a connection keeps only what is left
  * over. One whose client does not read is not read either until all its replies are sent.
@@ -9,11 +10,14 @@
 #include <endian.h>
 #include <errno.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -22,7 +26,7 @@
 #endif
 
 enum { HEADER = 8, MAX_PACKET = 29000, READ_SIZE = 65536, BACKLOG = 4096, EVENTS = 512 };
-enum { BUFFER = MAX_PACKET + READ_SIZE, LONG = 700 };
+enum { BUFFER = MAX_PACKET + READ_SIZE, LONG = 700, MOST = 64 };
 
 struct conn {
     int fd;
@@ -30,7 +34,8 @@ struct conn {
     size_t rest_len, unsent_len, sent;
 };
 
-static int epoll_fd;
+static int epoll_fd, processes = 1, own;
+static volatile int *connections;    /* of each process */
 static uint8_t incoming[BUFFER], replies[BUFFER];
 
 static uint32_t table[8][256];
@@ -84,14 +89,23 @@ static void drop(struct conn *c) {
     free(c->rest);
     free(c->unsent);
     free(c);
+    connections[own]--;
+}
+
+/* Whether no process has fewer connections. */
+static int is_due(void) {
+    for (int i = 0; i < processes; i++)
+        if (connections[i] < connections[own]) return 0;
+    return 1;
 }
 
 static void accept_all(int listening) {
     int fd, one = 1;
-    while ((fd = accept4(listening, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
+    while (is_due() && (fd = accept4(listening, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
         struct conn *c = calloc(1, sizeof *c);
         if (!c) fail("calloc");
         c->fd = fd;
+        connections[own]++;
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
         watch(c, EPOLL_CTL_ADD, EPOLLIN);
     }
@@ -163,10 +177,13 @@ int main(int argc, char **argv) {
     struct epoll_event events[EVENTS], listening_event = {.events = EPOLLIN};
     struct rlimit files;
     int listening, one = 1;
-    if (argc != 2) {
-        fputs("use: epoll_server PORT\n", stderr);
+    if (argc == 3) processes = atoi(argv[2]);
+    if (argc < 2 || argc > 3 || processes < 1 || processes > MOST) {
+        fputs("use: epoll_server PORT [PROCESSES]\n", stderr);
         return 2;
     }
+    connections = mmap(NULL, MOST * sizeof *connections, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (connections == MAP_FAILED) fail("mmap");
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
@@ -177,9 +194,14 @@ int main(int argc, char **argv) {
     setsockopt(listening, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (bind(listening, (struct sockaddr *)&address, sizeof address)) fail("bind");
     if (listen(listening, BACKLOG)) fail("listen");
+    for (int i = 1; i < processes && !own; i++) {
+        pid_t child = fork();
+        if (child < 0) fail("fork");
+        if (!child) own = i, prctl(PR_SET_PDEATHSIG, SIGKILL);
+    }
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listening, &listening_event)) fail("epoll");
-    puts("ready");
+    if (!own) puts("ready");
     fflush(stdout);
     for (;;) {
         int n = epoll_wait(epoll_fd, events, EVENTS, -1);
