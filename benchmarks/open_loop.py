@@ -2,12 +2,17 @@
 
 In each round the base server's greatest rate in a closed loop is found first; then each server
 gets the same share of it. A latency counts from the moment a packet was due.
+
+What p99 tells depends on how often the kernel takes the server's core away meanwhile, which is not
+the same for two servers. With C{--hold} this happens to each of them just as often.
 """
 
 import argparse
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from benchmarks.command_line import (
     Outcomes,
@@ -21,6 +26,7 @@ from benchmarks.command_line import (
 )
 from benchmarks.conditions import conditions
 from benchmarks.generator import Cell, GeneratorError
+from benchmarks.holding import Holding, HoldingError
 from benchmarks.processes import ProcessesChangedError
 from benchmarks.report import Summary, median_of, ratio_of, share_of, spread_of, summarise
 from benchmarks.runner import Attempts, Plan, choose_cores, measure_once
@@ -37,10 +43,24 @@ def parse_arguments() -> argparse.Namespace:
     made.add_argument("--connections", type=at_least_one, default=64, help="(%(default)s)")
     made.add_argument("--body", type=body, default=32, help="bytes (%(default)s)")
     made.add_argument("--share", type=float, default=0.5, help="of that rate (%(default)s)")
+    made.add_argument("--hold", type=float, metavar="MS",
+                      help="take the server's core away for so long, again and again")  # fmt: skip
+    made.add_argument("--every", type=float, default=30.0, metavar="MS", help="(%(default)s)")
     arguments = made.parse_args()
+    if arguments.hold is not None and not 0 < arguments.hold < arguments.every:
+        made.error("--hold is above 0 and below --every")
     if not 0 < arguments.share <= 1:
         made.error("--share is above 0 and to 1")
     return arguments
+
+
+def held_up(arguments: argparse.Namespace, core: int | None) -> AbstractContextManager[Any]:
+    """What holds the server's core, if that is wanted."""
+    if arguments.hold is None:
+        return nullcontext()
+    if core is None:
+        sys.exit("--hold needs two cores")
+    return Holding(core, arguments.hold / 1e3, arguments.every / 1e3)
 
 
 def heading(share: float, row: Summary) -> str:
@@ -81,7 +101,11 @@ def main() -> int:
         print(f"round {number}: {load.rate:,.0f} packets/s", file=sys.stderr)
         for server in plan.servers:
             once = partial(measure_once, plan.command, cores, number, server, load)
-            outcomes.collect(attempts.sample(server, load, once))
+            try:
+                with held_up(arguments, cores.server):
+                    outcomes.collect(attempts.sample(server, load, once))
+            except HoldingError as error:
+                sys.exit(f"--hold: {error}")
     summaries = summarise(outcomes.samples, [BASE], ("cpu_us", *LATENCIES.values()))
     columns = [median_of("packets/s", "packets_per_second")]
     for name, figure in LATENCIES.items():
