@@ -64,7 +64,7 @@ PyObject *another(PyObject *module, PyObject *object);
 
 /* sending.c */
 int flush_transport(PyObject *transport);
-int flush(PyObject *flushables, Py_ssize_t from, PyTypeObject *kind);
+int flush(PyObject *flushables, PyTypeObject *kind);
 PyObject *transmit(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *flush_all(PyObject *module, PyObject *const *args, Py_ssize_t count);
 

@@ -108,10 +108,10 @@ static int flush_failed(PyObject *transport) {
     return told == NULL ? -1 : 0;
 }
 
-/* From a place on, take away those, transports of that class, that have nothing left to flush; 0, or -1. */
-int flush(PyObject *flushables, Py_ssize_t from, PyTypeObject *kind) {
-    Py_ssize_t kept = from, given = PyList_GET_SIZE(flushables);
-    for (Py_ssize_t i = from; i < given; i++) {
+/* Take away those, transports of that class, that have nothing left to flush; 0, or -1. */
+int flush(PyObject *flushables, PyTypeObject *kind) {
+    Py_ssize_t kept = 0, given = PyList_GET_SIZE(flushables);
+    for (Py_ssize_t i = 0; i < given; i++) {
         PyObject *flushable = PyList_GET_ITEM(flushables, i);
         int done = PyObject_TypeCheck(flushable, kind) ? flush_transport(flushable) : 0;
         if (done == 0 && keep(flushables, i, &kept) < 0)
@@ -136,5 +136,5 @@ PyObject *flush_all(PyObject *module, PyObject *const *args, Py_ssize_t count) {
         PyErr_SetString(PyExc_TypeError, "flush(flushables: list, kind: type)");
         return NULL;
     }
-    return flush(args[0], 0, (PyTypeObject *)args[1]) < 0 ? NULL : Py_NewRef(Py_None);
+    return flush(args[0], (PyTypeObject *)args[1]) < 0 ? NULL : Py_NewRef(Py_None);
 }

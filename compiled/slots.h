@@ -26,7 +26,7 @@ struct slot {
     S(lane_silent, "_silent")                                                                         \
     S(peer_transport, "transport")                                                                    \
     S(dispatch_handlers, "handlers") S(dispatch_pool, "pool") S(dispatch_threaded, "threaded")        \
-    S(pool_before_sleep, "_before_sleep") S(pool_calls, "_calls") S(pool_gathered, "_gathered")       \
+    S(pool_calls, "_calls") S(pool_flush_later, "_flush_later") S(pool_gathered, "_gathered")         \
     S(pool_handlers, "handlers") S(pool_limit, "limit") S(pool_looking, "_looking")                   \
     S(pool_queue, "_jobs") S(pool_slow, "slow") S(pool_unfinished, "unfinished")                      \
     S(queue_jobs, "_jobs")                                                                            \
@@ -40,10 +40,11 @@ struct slot {
     S(transport_no_writes, "_writeDisconnected") S(transport_producer, "producer")                    \
     S(transport_protocol, "protocol") S(transport_streaming, "streamingProducer")                     \
     S(transport_tls, "TLS") S(transport_written, "_written")                                          \
-    S(reactor_before_sleep, "_before_sleep")                                                          \
     S(reactor_just_stopped, "_justStopped") S(reactor_new_calls, "_newTimedCalls")                    \
-    S(reactor_poller, "_poller") S(reactor_selectables, "_selectables") S(reactor_started, "_started") \
-    S(reactor_timed_calls, "_pendingTimedCalls") S(reactor_unflushed, "_unflushed")
+    S(reactor_poller, "_poller") S(reactor_replying, "_replying")                                     \
+    S(reactor_selectables, "_selectables") S(reactor_started, "_started")                             \
+    S(reactor_thread_calls, "threadCallQueue") S(reactor_timed_calls, "_pendingTimedCalls")           \
+    S(reactor_unflushed, "_unflushed")
 
 #define DECLARE(place, attribute) extern __attribute__((visibility("hidden"))) struct slot place;
 SLOTS(DECLARE)

@@ -60,7 +60,7 @@ static int end_job(PyObject *thread, PyObject *pool, PyObject *jobs, PyObject *l
     set(&thread_out, thread, Py_NewRef(no_list));
     set(&thread_began, thread, PyFloat_FromDouble(0));
     double now = time_of(&thread_since, thread), since_when = time_of(&thread_untold, thread);
-    int told = (0 < since_when && since_when < now - flush_after) || is(&pool_before_sleep, pool, Py_None);
+    int told = (0 < since_when && since_when < now - flush_after) || is(&pool_flush_later, pool, Py_None);
     if (told)
         Py_XDECREF(PyObject_CallMethod(pool, "wake_up", NULL));
     told = told || PySequence_Size(jobs) == 0; /* the thread tells it when it goes to sleep */

@@ -5,6 +5,8 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+static const double BUSY = 0.005, TAKEN = 0.0001; /* seconds */
+
 static PyObject *connection_done, *connection_lost, *time_name;
 
 /* Let the handlers of a lane at leisure answer packets, as Lane.take does: the replies, or NULL. */
@@ -99,7 +101,7 @@ done:
 }
 
 /* Keep the replies back until some more are to be sent, as DirectServer.doRead does; 0, or -1. */
-static int cork(PyObject *transport, PyObject *out, PyObject *unflushed) {
+static int cork(PyObject *transport, PyObject *out, PyObject *replying) {
     Py_ssize_t count = PyList_GET_SIZE(out);
     if (count == 0)
         return 0;
@@ -114,7 +116,7 @@ static int cork(PyObject *transport, PyObject *out, PyObject *unflushed) {
         failed = set(&transport_corked, transport, Py_NewRef(out));
         int done = failed || !large ? 0 : flush_transport(transport);
         if (!failed && done <= 0)
-            failed = done < 0 || PyList_Append(unflushed, transport) < 0 ? -1 : 0;
+            failed = done < 0 || PyList_Append(replying, transport) < 0 ? -1 : 0;
     }
     Py_DECREF(before);
     return failed;
@@ -129,7 +131,7 @@ static PyObject *end_of_connection(PyObject **constant, const char *name) {
 
 /* Read from a transport that has a decoder, and answer, as DirectServer.doRead does: a new reference
  * to what that returns, or NULL. */
-static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd, PyObject *unflushed) {
+static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd, PyObject *replying) {
     PyObject *packets = receive(fd, decoder);
     if (packets == NULL) {
         if (!PyErr_ExceptionMatches(PyExc_OSError))
@@ -149,14 +151,14 @@ static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd,
     Py_XDECREF(protocol);
     Py_XDECREF(lane);
     Py_DECREF(packets);
-    int failed = out == NULL || cork(transport, out, unflushed) < 0;
+    int failed = out == NULL || cork(transport, out, replying) < 0;
     Py_XDECREF(out);
     return failed ? NULL : Py_NewRef(Py_None);
 }
 
 /* Serve an event of a transport of that class that has a decoder: 1; 0: it is not one; or -1. */
 static int serve(PyObject *reactor, PyTypeObject *kind, const struct epoll_event *event,
-                 PyObject *unflushed) {
+                 PyObject *replying) {
     PyObject *selectables = get(&reactor_selectables, reactor), *fd = PyLong_FromLong(event->data.fd);
     PyObject *transport = NULL, *decoder = NULL, *lost = NULL;
     if (selectables != NULL && fd != NULL)
@@ -164,7 +166,7 @@ static int serve(PyObject *reactor, PyTypeObject *kind, const struct epoll_event
     if (transport != NULL && event->events == EPOLLIN && PyObject_TypeCheck(transport, kind))
         decoder = get(&transport_decoder, transport);
     if (decoder != NULL && decoder != Py_None) {
-        PyObject *why = serve_transport(transport, decoder, event->data.fd, unflushed);
+        PyObject *why = serve_transport(transport, decoder, event->data.fd, replying);
         PyObject *fault = why == NULL ? Py_True : Py_False;
         if (why == NULL)
             why = raised();
@@ -180,17 +182,32 @@ static int serve(PyObject *reactor, PyTypeObject *kind, const struct epoll_event
     return lost != NULL ? 1 : PyErr_Occurred() ? -1 : 0;
 }
 
-/* Wait for events, behind a write to the eventfd waking, if it is one; how many there are, or -1. */
+/* Wait for events, behind a write to the eventfd waking, if it is one; how many there are, or -1.
+ *
+ * A thread that waits for the interpreter lock is given it 5 ms later (sys.getswitchinterval), but
+ * begins to wait anew each time that the lock is given up, also where we take it back at once, for there
+ * are events. So that it is not kept waiting without end, the lock is kept while there are always some. */
 static int wait_for(struct epoll_event *events, int epoll, double timeout, int waking) {
+    static double slept; /* when there were none, or the lock was given up long enough to be taken */
+    double now = seconds();
     timeout *= 1000;
     int n, milliseconds = timeout < 0 ? -1 : timeout < INT_MAX ? (int)timeout : INT_MAX;
     milliseconds += milliseconds < timeout && milliseconds < INT_MAX; /* never before the time */
     ssize_t written = 0;
+    if (waking < 0 && now - slept > BUSY) {
+        n = epoll_wait(epoll, events, EVENTS, 0);
+        if (n > 0)
+            return n;
+        slept = now;
+    }
     Py_BEGIN_ALLOW_THREADS
     if (waking >= 0)
         written = write(waking, &one, sizeof one);
     n = epoll_wait(epoll, events, EVENTS, milliseconds);
     Py_END_ALLOW_THREADS
+    double then = seconds();
+    if (then - now > TAKEN)
+        slept = then;
     if (n >= 0 && written >= 0)
         return n;
     if (n < 0 && errno == EINTR)
@@ -200,10 +217,10 @@ static int wait_for(struct epoll_event *events, int epoll, double timeout, int w
 }
 
 /* How long the reactor may sleep in its next turn, as mainLoop reckons it, in seconds; -1: for any time;
- * 0: something is to be done before, or an exception is set. Calls from threads come with an event. */
+ * 0: something is to be done before, or an exception is set. */
 static double sleep_of(PyObject *reactor) {
     if (PyErr_CheckSignals() < 0 || truth(&reactor_unflushed, reactor)
-        || truth(&reactor_before_sleep, reactor) || truth(&reactor_new_calls, reactor)
+        || truth(&reactor_thread_calls, reactor) || truth(&reactor_new_calls, reactor)
         || truth(&reactor_just_stopped, reactor) || !holds(&reactor_started, reactor))
         return 0;
     PyObject *calls = get(&reactor_timed_calls, reactor), *time = NULL;
@@ -225,6 +242,46 @@ static int leave(PyObject **left, const struct epoll_event *event) {
     return failed;
 }
 
+/* Send the replies; what takes more goes to the list unflushed; 0, or -1. */
+static int send_replies(PyObject *replying, PyObject *unflushed, PyTypeObject *kind) {
+    if (flush(replying, kind) < 0)
+        return -1;
+    Py_ssize_t end = PyList_GET_SIZE(unflushed);
+    if (PyList_GET_SIZE(replying) == 0)
+        return 0;
+    return PyList_SetSlice(unflushed, end, end, replying) < 0
+           || PyList_SetSlice(replying, 0, PyList_GET_SIZE(replying), NULL) < 0 ? -1 : 0;
+}
+
+/* A turn of so many seconds, and more of them if that is wanted, as far as none has other events; 0, or -1. */
+static int take_turns(PyObject *reactor, PyTypeObject *kind, int epoll, double timeout, int waking, int more,
+                      PyObject **left) {
+    PyObject *replying = get(&reactor_replying, reactor), *unflushed = get(&reactor_unflushed, reactor);
+    struct epoll_event events[EVENTS];
+    int failed = replying == NULL || unflushed == NULL || !PyList_CheckExact(replying)
+                 || !PyList_CheckExact(unflushed);
+    do {
+        int n = wait_for(events, epoll, timeout, waking), waited = 0;
+        failed = failed || n < 0;
+        for (int i = 0; i < n && !failed; i++) {
+            int served = serve(reactor, kind, &events[i], replying);
+            failed = served < 0 || (served == 0 && leave(left, &events[i]) < 0);
+            waited = !failed && PyList_GET_SIZE(replying) ? waited + 1 : 0;
+            if (waited == PART)
+                failed = send_replies(replying, unflushed, kind) < 0, waited = 0;
+        }
+        failed = failed || send_replies(replying, unflushed, kind) < 0;
+        if (failed || !more || *left != no_list)
+            break;
+        failed = flush(unflushed, kind) < 0;
+        timeout = failed ? 0 : sleep_of(reactor);
+        waking = -1;
+    } while (timeout != 0);
+    Py_XDECREF(replying);
+    Py_XDECREF(unflushed);
+    return failed || PyErr_Occurred() ? -1 : 0;
+}
+
 /* turn(reactor, kind, seconds or None, waking, more) -> [(fd, events)], which it has not served */
 PyObject *turn(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
@@ -233,39 +290,19 @@ PyObject *turn(PyObject *module, PyObject *const *args, Py_ssize_t count) {
                                          "more: bool)");
         return NULL;
     }
-    PyTypeObject *kind = (PyTypeObject *)args[1];
-    PyObject *poller = get(&reactor_poller, args[0]), *unflushed = get(&reactor_unflushed, args[0]);
-    PyObject *left = Py_NewRef(no_list);
-    int epoll = poller == NULL || unflushed == NULL ? -1 : PyObject_AsFileDescriptor(poller);
-    double timeout = args[2] == Py_None ? -1 : PyFloat_AsDouble(args[2]);
-    int waking = (int)PyLong_AsLong(args[3]), failed = PyErr_Occurred() != NULL;
-    struct epoll_event events[EVENTS];
-    if (failed && waking >= 0 && write(waking, &one, sizeof one) < 0) /* nobody else would wake it */
-        failed = -1;
-    while (!failed) {
-        int n = wait_for(events, epoll, timeout, waking);
-        Py_ssize_t tried = 0; /* to flush; what is left of that is the reactor's */
-        failed = n < 0;
-        for (int i = 0; i < n && !failed; i++) {
-            int served = serve(args[0], kind, &events[i], unflushed);
-            failed = served < 0 || (served == 0 && leave(&left, &events[i]) < 0);
-            if (!failed && PyList_GET_SIZE(unflushed) >= tried + PART) {
-                failed = flush(unflushed, tried, kind) < 0;
-                tried = PyList_GET_SIZE(unflushed);
-            }
-        }
-        if (failed || args[4] != Py_True || left != no_list)
-            break;
-        failed = flush(unflushed, tried, kind) < 0;
-        timeout = failed ? 0 : sleep_of(args[0]);
-        if (timeout == 0)
-            break;
-        waking = -1;
-    }
-    if (failed || PyErr_Occurred())
-        Py_CLEAR(left);
+    long waking = PyLong_AsLong(args[3]);
+    double timeout = args[2] == Py_None ? -1 : PyErr_Occurred() ? 0 : PyFloat_AsDouble(args[2]);
+    PyObject *poller = PyErr_Occurred() ? NULL : get(&reactor_poller, args[0]);
+    int epoll = poller == NULL ? -1 : PyObject_AsFileDescriptor(poller);
     Py_XDECREF(poller);
-    Py_XDECREF(unflushed);
+    if (epoll < 0) {
+        if (waking >= 0 && write((int)waking, &one, sizeof one) < 0) /* nobody else would wake it */
+            PyErr_SetFromErrno(PyExc_OSError);
+        return NULL;
+    }
+    PyObject *left = Py_NewRef(no_list);
+    if (take_turns(args[0], (PyTypeObject *)args[1], epoll, timeout, (int)waking, args[4] == Py_True, &left) < 0)
+        Py_CLEAR(left);
     return left;
 }
 

@@ -59,8 +59,8 @@ class Pool:
     __slots__ = (
         "__dict__",
         "__weakref__",
-        "_before_sleep",
         "_calls",
+        "_flush_later",
         "_gathered",
         "_jobs",
         "_looking",
@@ -91,7 +91,7 @@ class Pool:
         weakref.finalize(self, os.close, self._eventfd).atexit = False
         self._home = 0
         self._gathered: list[Job] = []
-        self._before_sleep = getattr(reactor, "before_sleep", None)
+        self._flush_later = getattr(reactor, "flush_later", None)
         self._looking = False  # jobs have waited at the end of the last turn, too
         self.slow: dict[int, int] = {}
         self.handlers: dict[int, Handler] = {}
@@ -156,7 +156,7 @@ class Pool:
         @return: whether it has been told, or will be at once.
         """
         self._calls.append(call)
-        if late or self._before_sleep is None:
+        if late or self._flush_later is None:
             self.wake_up()
             return True
         return not self._jobs  # the thread tells it when it goes to sleep
@@ -168,11 +168,11 @@ class Pool:
     def submit(self, lane: Lane, claim: Claim) -> None:
         """Let a thread handle the packets of C{claim}, in order, and tell C{lane}."""
         self.unfinished += 1
-        if self._before_sleep is None:
+        if self._flush_later is None:
             self._put((lane, claim))
             return
         if not self._gathered and not self._looking:
-            self._before_sleep(self)
+            self._flush_later(self)
         self._gathered.append((lane, claim))
 
     def flush(self) -> None:
@@ -200,14 +200,14 @@ class Pool:
                 self.wake_up()
         if held:
             self._reactor.waking = jobs.call()
-        self._reactor.before_sleep(self)
+        self._reactor.flush_later(self)
         # where nobody can be woken, and nothing is to be done, there is less to look for
         self._reactor.nap = LOOK if jobs.asleep or self._calls else 10 * LOOK
 
     def flush_failed(self) -> None:
         """Try again in the next turn."""
         self._looking = True
-        self._reactor.before_sleep(self)
+        self._reactor.flush_later(self)
 
     def run(self, function: Callable[..., T], *args: Any) -> Deferred[T]:
         """Call C{function} in a thread; fires with what it returns or raises."""
@@ -322,7 +322,10 @@ class Pool:
         """Nothing: the eventfd is closed with the pool's last user."""
 
     def doRead(self) -> None:
-        os.eventfd_read(self._eventfd)
+        try:
+            os.eventfd_read(self._eventfd)
+        except BlockingIOError:
+            pass  # a handler has let the reactor go on, which has read it
         self.work_off()
 
     def work_off(self) -> None:

@@ -21,14 +21,14 @@ from ccserver.net.watching import WatchingReactor
 CLOSED = Failure(CONNECTION_DONE)
 
 TURN = 128
-"""Events of one turn. This bounds how long jobs for threads wait for the others; it also keeps the
-poll's buffer small."""
+"""Events of one turn. This bounds how long pushes and jobs for threads wait for the others; it also
+keeps the poll's buffer small."""
 
 PART = 4
-"""So many connections with something to send, and it is sent: the first reply waits for the work
-of three others at most. One by one a packet costs 5 % more at 64 x 1, all behind the turn as much
-as by fours; where the kernel holds the core up for 1.5 ms, which 64 clients have then waited for,
-their p99 is 1.52 ms one by one, 1.56 by fours and 1.81 behind the turn."""
+"""So many events, the first of which was answered, and the replies are sent. One by one a packet
+costs 5 % more at 64 x 1, all behind the turn as much as by fours; where the kernel holds the core
+up for 1.5 ms, which 64 clients have then waited for, their p99 is 1.52 ms one by one, 1.56 by
+fours and 1.81 behind the turn."""
 
 
 def poll_in_python(poller: Any, timeout: float | None, waking: int) -> list[tuple[int, int]]:
@@ -68,36 +68,38 @@ flush."""
 
 turn: Callable[..., list[tuple[int, int]]] | None = native.turn if native else None
 """turn(reactor, kind, timeout, waking, more) waits as L{poll_in_python} does, serves the events of
-transports of that class that have a decoder, and returns the others. If there are none and C{more}
-is true, it flushes and goes on with the next turn, until something else is to be done. A transport
-that is to be disconnected is told to C{reactor.lose}."""
+transports of that class that have a decoder, sends the replies, and returns the other events. If
+there are none and C{more} is true, it flushes and goes on with the next turn, until something else
+is to be done. A transport that is to be disconnected is told to C{reactor.lose}."""
 
 
 class DirectReactor(WatchingReactor):
-    """A L{WatchingReactor} that calls a readable descriptor directly, and sends once a turn.
+    """A L{WatchingReactor} that calls a readable descriptor directly, and joins what it sends.
 
     The stock one wraps every event into C{log.callWithLogger}; here only an event that is more
-    than "readable", and the report of an exception, have that log context (DESIGN 2). What the
-    events of a turn write is sent behind L{PART} of them, or the last
-    (docs/design/data-path.md). C{seconds} is the monotonic clock, so that a change of the system's
-    time moves no timer. All else is inherited.
+    than "readable", and the report of an exception, have that log context (DESIGN 2). Replies are
+    sent behind L{PART} events, or the last; what else the events of a turn write is sent behind
+    all of them (docs/design/data-path.md). C{seconds} is the monotonic clock, so that a change of
+    the system's time moves no timer. All else is inherited.
 
-    @ivar flush_later: flush a transport soon, and before the reactor sleeps.
-    @ivar before_sleep: flush what is not to go on during the turn, before the reactor sleeps.
+    @ivar flush_later: flush a transport, or a pool, at the end of this turn, before the reactor
+        sleeps.
+    @ivar reply_later: flush a transport that has a reply to what it has read, with the next ones.
     @ivar waking: an eventfd to write to when it goes to sleep, for a thread that will need the
         interpreter lock by then. Only where there is a C{nap}.
     @ivar nap: how many seconds it may sleep this time at most; None: as long as nothing is due.
     """
 
     __slots__ = (  # what each turn looks at: the compiled part finds it there
-        "_before_sleep",
         "_justStopped",
         "_newTimedCalls",
         "_pendingTimedCalls",
         "_poller",
+        "_replying",
         "_selectables",
         "_started",
         "_unflushed",
+        "threadCallQueue",
     )
 
     seconds = staticmethod(time.monotonic)
@@ -108,9 +110,9 @@ class DirectReactor(WatchingReactor):
         self.nap: float | None = None
         self.waking = NOBODY
         self._unflushed: list[Flushable] = []
-        self._before_sleep: list[Flushable] = []
+        self._replying: list[Flushable] = []
         self.flush_later: Callable[[Flushable], None] = self._unflushed.append
-        self.before_sleep: Callable[[Flushable], None] = self._before_sleep.append
+        self.reply_later: Callable[[Flushable], None] = self._replying.append
         WatchingReactor.__init__(self)
 
     def doPoll(self, timeout: float | None) -> None:
@@ -124,14 +126,14 @@ class DirectReactor(WatchingReactor):
         @param timeout: seconds; None: any time.
         @param more: it may be several turns, as long as L{mainLoop} has nothing to do.
         """
-        unflushed = self._unflushed
-        if unflushed:
-            self._send()
-        if self._before_sleep:
-            self._flush(self._before_sleep)
+        replying = self._replying
+        if replying:
+            self._send(replying)
+        if self._unflushed:
+            self._send(self._unflushed)
         nap, waking = self.nap, NOBODY
         if nap is not None:
-            self.nap, more = None, False
+            self.nap = None
             waking, self.waking = self.waking, NOBODY
             if timeout is None or timeout > nap:
                 timeout = nap
@@ -144,33 +146,38 @@ class DirectReactor(WatchingReactor):
             if error.errno == errno.EINTR:
                 return
             raise
-        selectables = self._selectables
+        selectables, waited = self._selectables, 0
         for fd, event in events:
             selectable = selectables.get(fd)
             if selectable is None:
                 continue
             if event != EPOLLIN:
                 log.callWithLogger(selectable, self._doReadOrWrite, selectable, fd, event)
-                continue
-            try:
-                why = selectable.doRead()
-            except BaseException as error:
-                self.lose(selectable, error, True)
             else:
-                if why:
-                    self.lose(selectable, why, False)
-            if len(unflushed) >= PART:
-                self._send()
+                try:
+                    why = selectable.doRead()
+                except BaseException as error:
+                    self.lose(selectable, error, True)
+                else:
+                    if why:
+                        self.lose(selectable, why, False)
+            if replying:
+                waited += 1
+                if waited == PART:
+                    waited = 0
+                    self._send(replying)
+        if replying:
+            self._send(replying)
 
-    def _send(self) -> None:
-        """Send what was gathered."""
+    def _send(self, unflushed: list[Flushable]) -> None:
+        """Flush what was gathered there."""
         if flush is not None:
-            flush(self._unflushed, DirectServer)
-        if self._unflushed:
-            self._flush(self._unflushed)
+            flush(unflushed, DirectServer)
+        if unflushed:
+            self._flush(unflushed)
 
     def _flush(self, unflushed: list[Flushable]) -> None:
-        """Flush what was gathered, and gather anew."""
+        """The same in Python."""
         gathered = iter(unflushed.copy())  # nothing fails behind that, or they would be lost
         unflushed.clear()
         for flushable in gathered:

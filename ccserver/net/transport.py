@@ -1,4 +1,4 @@
-"""The worker's transport: one send a turn, no epoll_ctl a packet."""
+"""The worker's transport: sends are joined, no epoll_ctl a packet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ccserver.net.lane import Lane
 
 READ_SIZE = 65536
-"""Bytes that are read at once, and above which writes are not held back to the turn's end."""
+"""Bytes that are read at once, and above which writes are not held back."""
 
 
 def feed_from_in_python(sock: socket.socket, decoder: FrameDecoder) -> list[Packet] | None:
@@ -60,11 +60,12 @@ processor's cache any more."""
 class DirectServer(tcp.Server):
     """A L{tcp.Server} that sends without waiting to be told that it can.
 
-    On a L{DirectReactor} all that is written in one turn goes out in one send at its end, on
-    any other reactor each write is sent at once; only what the kernel does not take is
-    buffered, as inherited. An error of such a send is met again, and reported, by C{doWrite},
-    so C{write} never calls the protocol back. Producers, half close, abort and closing after
-    the flush are inherited; TLS takes the stock path.
+    On a L{DirectReactor} what is written in one turn goes out in one send at its end, or with
+    the reply to what was read in it, a little before; on any other reactor each write is sent
+    at once. Only what the kernel does not take is buffered, as inherited. An error of such a
+    send is met again, and reported, by C{doWrite}, so C{write} never calls the protocol back.
+    Producers, half close, abort and closing after the flush are inherited; TLS takes the stock
+    path.
     """
 
     # what packets and flushes look at, here and in the compiled part; and what each instance has
@@ -208,7 +209,7 @@ class DirectServer(tcp.Server):
                 if len(out[-1]) > LARGE:
                     self.flush()
                 else:
-                    self._flush_later(self)
+                    self.reactor.reply_later(self)
             else:
                 self._corked.extend(out)
         return None

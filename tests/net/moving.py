@@ -172,7 +172,7 @@ class MovingWorker:
 
     def flush(self) -> None:
         """What the reactor does before it sleeps."""
-        for name in ("_unflushed", "_before_sleep"):
+        for name in ("_replying", "_unflushed"):
             gathered = getattr(self.reactor, name, [])
             flushables = gathered.copy()
             gathered.clear()

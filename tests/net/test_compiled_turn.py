@@ -9,10 +9,14 @@ import select
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from typing import Any, NamedTuple
 
 from hypothesis import given, settings
@@ -365,9 +369,13 @@ class LoopTests(SynchronousTestCase):
 
         async def ask_again(session: Session, request: bytes) -> bytes:
             got.append(received(client)[0])
-            if act(worker.reactor, len(calls)) is not self.NO_MORE:
-                client.send(encode(ECHO, request))
             calls.append(None)
+            try:
+                if act(worker.reactor, len(calls) - 1) is not self.NO_MORE:
+                    client.send(encode(ECHO, request))
+            except Exception:
+                worker.reactor.crash()
+                raise
             if len(calls) == limit:
                 worker.reactor.crash()
             return request
@@ -437,7 +445,7 @@ class LoopTests(SynchronousTestCase):
 
         def act(reactor: Any, n: int) -> None:
             if n == 5:
-                reactor.before_sleep(Flushed(read))
+                reactor.flush_later(Flushed(read))
             if read:
                 reactor.crash()
 
@@ -502,6 +510,104 @@ class LoopTests(SynchronousTestCase):
         worker = self.run_loop(act)
         self.assertLess(worker.reactor.seconds(), too_late[0].getTime())
         self.assertEqual(len(packets), 20)
+
+    def test_a_call_from_a_thread_whose_event_a_handler_has_had_read_comes(self):
+        def act(reactor: Any, n: int) -> None:
+            if n == 5:
+                thread = threading.Thread(target=reactor.callFromThread, args=[reactor.crash])
+                thread.start()
+                thread.join()
+                reactor.iterate(0)
+
+        self.run_loop(act)
+        self.assertLessEqual(self.calls - 6, 3)
+
+    def test_a_thread_is_not_kept_from_the_interpreter_by_packets_without_end(self):
+        worker = Worker(self, self.compiled, SessionLimits())
+        client, _ = worker.connect()
+        self.addCleanup(client.close)
+        reactor = worker.reactor
+        # in a process of its own, for whoever sends here gives up the interpreter meanwhile
+        flood = "import os, sys; p = bytes.fromhex(sys.argv[1]) * 5000\nwhile True: os.write(1, p)"
+        packet = encode(SILENT, b"a").hex()
+        flooding = subprocess.Popen([sys.executable, "-c", flood, packet], stdout=client)
+        self.addCleanup(flooding.wait)
+        self.addCleanup(flooding.kill)
+        client.setblocking(True)
+
+        def take_turns() -> None:
+            for _ in range(100):
+                time.sleep(0)  # gives the interpreter up, and waits for it again
+            reactor.callFromThread(reactor.crash)
+
+        thread = threading.Thread(target=take_turns)
+        self.addCleanup(thread.join)
+        handlers = worker.factory.dispatch.handlers
+        packets = count()
+
+        async def begin(session: Session, request: bytes) -> None:
+            if next(packets) == 10_000:
+                thread.start()
+
+        handlers[SILENT] = replace(handlers[SILENT], function=begin)
+        too_late = reactor.callLater(PATIENCE, reactor.crash)
+        reactor.run(installSignalHandlers=False)
+        self.assertLess(reactor.seconds(), too_late.getTime())
+
+    def test_several_other_descriptors_of_a_turn_are_read(self):
+        worker = Worker(self, self.compiled, SessionLimits())
+        seen: list[int] = []
+        others = [Other(lambda n=n: seen.append(n)) for n in range(3)]
+        for other in others:
+            worker.reactor.addReader(other)
+            self.addCleanup(os.close, other.eventfd)
+            self.addCleanup(worker.reactor.removeReader, other)
+        worker.turn()
+        self.assertEqual(sorted(seen), [0, 1, 2])
+
+    def test_a_reply_does_not_wait_for_what_has_none(self):
+        worker = Worker(self, self.compiled, SessionLimits())
+        clients = [worker.connect()[0] for _ in range(2 * PART)]
+        handlers = worker.factory.dispatch.handlers
+        seen: list[bool] = []
+
+        async def look(session: Session, request: bytes) -> None:
+            seen.append(readable(clients[0]))
+
+        handlers[SILENT] = replace(handlers[SILENT], function=look)
+        for client in clients:
+            self.addCleanup(client.close)
+            client.send(encode(ECHO if client is clients[0] else SILENT, b"a"))
+        worker.turn()
+        self.assertEqual(seen, [False] * (PART - 1) + [True] * PART)
+
+    def test_pushes_of_several_handlers_to_one_client_are_sent_together(self):
+        pair = socket.socketpair
+        packets = lambda: pair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # noqa: E731
+        self.patch(socket, "socketpair", packets)  # where each send is one
+        worker = Worker(self, self.compiled, SessionLimits())
+        made = [worker.connect() for _ in range(3 * PART)]
+        sessions = [transport.protocol.session for _, transport in made]
+        handlers = worker.factory.dispatch.handlers
+
+        async def say(session: Session, request: bytes) -> None:
+            for other in sessions:
+                other.send(ECHO, request)
+
+        handlers[ECHO] = replace(handlers[ECHO], function=say)
+        for client, _ in made:
+            self.addCleanup(client.close)
+            client.send(encode(ECHO, b"a"))
+        worker.turn(2)
+        sends = []
+        for client, _ in made:
+            data, sends_to_it = client.recv(1 << 20), 1
+            while readable(client):
+                data, sends_to_it = data + client.recv(1 << 20), sends_to_it + 1
+            self.assertEqual(data, encode(ECHO, b"a") * len(made))
+            sends.append(sends_to_it)
+        # the first one was answered before the others had anything to say
+        self.assertEqual(sends, [2] + [1] * (len(made) - 1))
 
     def test_the_first_replies_of_a_turn_are_sent_while_the_others_are_worked_out(self):
         worker = Worker(self, self.compiled, SessionLimits())
@@ -646,15 +752,25 @@ if native is not None:
             session = self.transport.protocol.session
             self.assertEqual((session.packets_out, session.bytes_out), (-9, -91))
 
-        def test_replies_of_several_reads_of_a_turn_are_joined(self):
-            self.client.send(encode(ECHO, b"a"))
-            transport = self.transport
-            transport.write(b"before")
+        def test_a_reply_is_sent_with_what_was_pushed_before_it(self):
+            client, transport = self.worker.connect()
+            self.addCleanup(client.close)
+
+            async def push_to_both(session: Session, request: bytes) -> bytes:
+                self.transport.write(b"pushed")
+                transport.write(b"pushed")
+                return request
+
+            handlers = self.worker.factory.dispatch.handlers
+            handlers[ECHO] = replace(handlers[ECHO], function=push_to_both)
+            for end in (self.client, client):
+                end.send(encode(ECHO, b"a"))
             self.worker.reactor.doIteration(0)
-            self.assertEqual(received(self.client)[0], b"before")
-            transport.write(b"behind")
-            self.worker.turn(2)
-            self.assertEqual(received(self.client)[0], encode(ECHO, b"a") + b"behind")
+            self.assertEqual([received(end)[0] for end in (self.client, client)], [b"", b""])
+            self.worker.reactor.doIteration(0)
+            reply = encode(ECHO, b"a")
+            self.assertEqual(received(self.client)[0], b"pushed" + reply + b"pushed")
+            self.assertEqual(received(client)[0], b"pushedpushed" + reply)
 
         def test_wrong_arguments_are_a_type_error(self):
             reactor = self.worker.reactor

@@ -340,7 +340,7 @@ class WakeUpTests(SynchronousTestCase):
 
     def test_jobs_gathered_in_the_last_turn_are_done(self):
         gathered: list[Any] = []
-        self.reactor.before_sleep = gathered.append
+        self.reactor.flush_later = gathered.append
         pool = Pool(self.reactor, 1)
         pool.start()
         seen, app = threading.Event(), App()

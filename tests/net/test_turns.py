@@ -32,7 +32,7 @@ class TurnReactor(FakeReactor):
         self.nap: float | None = None
         self.waking = NOBODY
 
-    def before_sleep(self, flushable: Any) -> None:
+    def flush_later(self, flushable: Any) -> None:
         self.later.append(flushable)
 
     def end_turn(self) -> float | None:
