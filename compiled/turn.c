@@ -182,32 +182,54 @@ static int serve(PyObject *reactor, PyTypeObject *kind, const struct epoll_event
     return lost != NULL ? 1 : PyErr_Occurred() ? -1 : 0;
 }
 
-/* Wait for events, behind a write to the eventfd waking, if it is one; how many there are, or -1.
- *
- * A thread that waits for the interpreter lock is given it 5 ms later (sys.getswitchinterval), but
- * begins to wait anew each time that the lock is given up, also where we take it back at once, for there
- * are events. So that it is not kept waiting without end, the lock is kept while there are always some. */
-static int wait_for(struct epoll_event *events, int epoll, double timeout, int waking) {
-    static double slept; /* when there were none, or the lock was given up long enough to be taken */
+/* A thread that waits for the interpreter lock is given it 5 ms later (sys.getswitchinterval), but begins
+ * to wait anew each time that the lock is given up, also where we have it back before that thread is
+ * awake. So where it was not free for long enough of late, it is kept while there are events, as far as
+ * this is ours to say; and where that did not help either, for a handler gives it up for moments (each
+ * system call of Python's does), it is left to the others for TAKEN. */
+static double was_free, found_none, free_time;
+
+/* Note that the lock was free from that time until now. */
+static void note_free(double from) {
     double now = seconds();
+    free_time += now - from;
+    if (now - from > TAKEN || free_time > 10 * TAKEN)
+        was_free = now, free_time = 0;
+}
+
+/* Look for events with the lock in hand, if it is time for that; how many there are. */
+static int look(struct epoll_event *events, int epoll, double now) {
+    if (now - was_free < BUSY || now - found_none < BUSY)
+        return 0;
+    int n = epoll_wait(epoll, events, EVENTS, 0);
+    if (n <= 0)
+        found_none = now;
+    else if (now - was_free > 4 * BUSY) {
+        struct timespec taken = {.tv_nsec = (long)(TAKEN * 1e9)};
+        Py_BEGIN_ALLOW_THREADS
+        nanosleep(&taken, NULL);
+        Py_END_ALLOW_THREADS
+        note_free(now);
+    }
+    return n;
+}
+
+/* Wait for events, behind a write to the eventfd waking, if it is one; how many there are, or -1. */
+static int wait_for(struct epoll_event *events, int epoll, double timeout, int waking) {
+    double from = seconds();
+    int n = waking < 0 ? look(events, epoll, from) : 0;
+    if (n > 0)
+        return n;
     timeout *= 1000;
-    int n, milliseconds = timeout < 0 ? -1 : timeout < INT_MAX ? (int)timeout : INT_MAX;
+    int milliseconds = timeout < 0 ? -1 : timeout < INT_MAX ? (int)timeout : INT_MAX;
     milliseconds += milliseconds < timeout && milliseconds < INT_MAX; /* never before the time */
     ssize_t written = 0;
-    if (waking < 0 && now - slept > BUSY) {
-        n = epoll_wait(epoll, events, EVENTS, 0);
-        if (n > 0)
-            return n;
-        slept = now;
-    }
     Py_BEGIN_ALLOW_THREADS
     if (waking >= 0)
         written = write(waking, &one, sizeof one);
     n = epoll_wait(epoll, events, EVENTS, milliseconds);
     Py_END_ALLOW_THREADS
-    double then = seconds();
-    if (then - now > TAKEN)
-        slept = then;
+    note_free(from);
     if (n >= 0 && written >= 0)
         return n;
     if (n < 0 && errno == EINTR)
@@ -255,14 +277,12 @@ static int send_replies(PyObject *replying, PyObject *unflushed, PyTypeObject *k
 
 /* A turn of so many seconds, and more of them if that is wanted, as far as none has other events; 0, or -1. */
 static int take_turns(PyObject *reactor, PyTypeObject *kind, int epoll, double timeout, int waking, int more,
-                      PyObject **left) {
-    PyObject *replying = get(&reactor_replying, reactor), *unflushed = get(&reactor_unflushed, reactor);
+                      PyObject *replying, PyObject *unflushed, PyObject **left) {
     struct epoll_event events[EVENTS];
-    int failed = replying == NULL || unflushed == NULL || !PyList_CheckExact(replying)
-                 || !PyList_CheckExact(unflushed);
+    int failed;
     do {
         int n = wait_for(events, epoll, timeout, waking), waited = 0;
-        failed = failed || n < 0;
+        failed = n < 0;
         for (int i = 0; i < n && !failed; i++) {
             int served = serve(reactor, kind, &events[i], replying);
             failed = served < 0 || (served == 0 && leave(left, &events[i]) < 0);
@@ -277,8 +297,6 @@ static int take_turns(PyObject *reactor, PyTypeObject *kind, int epoll, double t
         timeout = failed ? 0 : sleep_of(reactor);
         waking = -1;
     } while (timeout != 0);
-    Py_XDECREF(replying);
-    Py_XDECREF(unflushed);
     return failed || PyErr_Occurred() ? -1 : 0;
 }
 
@@ -292,17 +310,26 @@ PyObject *turn(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     }
     long waking = PyLong_AsLong(args[3]);
     double timeout = args[2] == Py_None ? -1 : PyErr_Occurred() ? 0 : PyFloat_AsDouble(args[2]);
+    int epoll = -1, waiting = (int)waking;
+    PyObject *replying = NULL, *unflushed = NULL, *left = NULL;
     PyObject *poller = PyErr_Occurred() ? NULL : get(&reactor_poller, args[0]);
-    int epoll = poller == NULL ? -1 : PyObject_AsFileDescriptor(poller);
-    Py_XDECREF(poller);
-    if (epoll < 0) {
-        if (waking >= 0 && write((int)waking, &one, sizeof one) < 0) /* nobody else would wake it */
-            PyErr_SetFromErrno(PyExc_OSError);
-        return NULL;
+    if (poller != NULL && (replying = get(&reactor_replying, args[0])) != NULL
+        && (unflushed = get(&reactor_unflushed, args[0])) != NULL) {
+        if (PyList_CheckExact(replying) && PyList_CheckExact(unflushed))
+            epoll = PyObject_AsFileDescriptor(poller);
+        else
+            PyErr_SetString(PyExc_TypeError, "what is to be flushed is in lists");
     }
-    PyObject *left = Py_NewRef(no_list);
-    if (take_turns(args[0], (PyTypeObject *)args[1], epoll, timeout, (int)waking, args[4] == Py_True, &left) < 0)
-        Py_CLEAR(left);
+    if (epoll >= 0) {
+        left = Py_NewRef(no_list);
+        if (take_turns(args[0], (PyTypeObject *)args[1], epoll, timeout, waiting, args[4] == Py_True, replying,
+                       unflushed, &left) < 0)
+            Py_CLEAR(left);
+    } else if (waiting >= 0 && write(waiting, &one, sizeof one) < 0) /* nobody else would wake it */
+        PyErr_SetFromErrno(PyExc_OSError);
+    Py_XDECREF(poller);
+    Py_XDECREF(replying);
+    Py_XDECREF(unflushed);
     return left;
 }
 

@@ -166,6 +166,8 @@ class DirectReactor(WatchingReactor):
                 if waited == PART:
                     waited = 0
                     self._send(replying)
+            else:
+                waited = 0
         if replying:
             self._send(replying)
 

@@ -424,8 +424,7 @@ class LoopTests(SynchronousTestCase):
 
         def act(reactor: Any, n: int) -> None:
             if n == 5:
-                due.append(reactor.seconds() + 0.002)
-                reactor.callLater(0.002, reactor.crash)
+                due.append(reactor.callLater(0.002, reactor.crash).getTime())
             elif n > 5 and reactor.seconds() > due[0]:
                 due.append(reactor.seconds())
 
@@ -517,40 +516,66 @@ class LoopTests(SynchronousTestCase):
                 thread = threading.Thread(target=reactor.callFromThread, args=[reactor.crash])
                 thread.start()
                 thread.join()
-                reactor.iterate(0)
+                reactor.doIteration(0)
 
         self.run_loop(act)
         self.assertLessEqual(self.calls - 6, 3)
 
     def test_a_thread_is_not_kept_from_the_interpreter_by_packets_without_end(self):
+        # in a process of its own, for whoever sends here gives up the interpreter meanwhile
+        flood = "import sys; p = sys.stdin.buffer.read()\nwhile True: sys.stdout.buffer.write(p)"
+
+        def begin(client: socket.socket) -> None:
+            client.setblocking(True)
+            flooding = subprocess.Popen(
+                [sys.executable, "-c", flood], stdin=subprocess.PIPE, stdout=client
+            )
+            self.addCleanup(flooding.wait)
+            self.addCleanup(flooding.kill)
+            assert flooding.stdin is not None
+            with flooding.stdin as stdin:
+                stdin.write(encode(SILENT, b"a") * 5000)
+
+        self.compete(begin, lambda client: None, 100)
+
+    def compete(
+        self,
+        begin: Callable[[socket.socket], object],
+        go_on: Callable[[socket.socket], object],
+        times: int,
+        limit: float = PATIENCE,
+    ) -> None:
+        """Have a thread give the interpreter up so many times beside packets without end.
+
+        @param begin: sends them as the client.
+        @param go_on: is called in the handler of each 500th.
+        @param limit: seconds, several times what it takes.
+        """
         worker = Worker(self, self.compiled, SessionLimits())
         client, _ = worker.connect()
         self.addCleanup(client.close)
         reactor = worker.reactor
-        # in a process of its own, for whoever sends here gives up the interpreter meanwhile
-        flood = "import os, sys; p = bytes.fromhex(sys.argv[1]) * 5000\nwhile True: os.write(1, p)"
-        packet = encode(SILENT, b"a").hex()
-        flooding = subprocess.Popen([sys.executable, "-c", flood, packet], stdout=client)
-        self.addCleanup(flooding.wait)
-        self.addCleanup(flooding.kill)
-        client.setblocking(True)
 
         def take_turns() -> None:
-            for _ in range(100):
+            for _ in range(times):
                 time.sleep(0)  # gives the interpreter up, and waits for it again
             reactor.callFromThread(reactor.crash)
 
         thread = threading.Thread(target=take_turns)
-        self.addCleanup(thread.join)
         handlers = worker.factory.dispatch.handlers
-        packets = count()
+        packets = count(1)
 
-        async def begin(session: Session, request: bytes) -> None:
-            if next(packets) == 10_000:
+        async def handle(session: Session, request: bytes) -> None:
+            number = next(packets)
+            if number == 1000:
                 thread.start()
+                self.addCleanup(thread.join)
+            if number % 500 == 0:
+                go_on(client)
 
-        handlers[SILENT] = replace(handlers[SILENT], function=begin)
-        too_late = reactor.callLater(PATIENCE, reactor.crash)
+        handlers[SILENT] = replace(handlers[SILENT], function=handle)
+        begin(client)
+        too_late = reactor.callLater(limit, reactor.crash)
         reactor.run(installSignalHandlers=False)
         self.assertLess(reactor.seconds(), too_late.getTime())
 
@@ -641,6 +666,12 @@ if native is not None:
         """The same."""
 
         compiled = True
+
+        def test_nor_is_it_where_handlers_give_the_interpreter_up_for_a_moment(self):
+            def send(client: socket.socket) -> None:
+                client.send(encode(SILENT, b"a") * 500)
+
+            self.compete(send, send, 1000, limit=25.0)
 
         def test_packets_alone_do_not_leave_the_compiled_part(self):
             turns: list[None] = []
