@@ -350,6 +350,7 @@ class LoopTests(SynchronousTestCase):
 
     ROUNDS = 50
     NO_MORE = object()
+    TAKES = 100
 
     def run_loop(self, act: Callable[[Any, int], object], limit: int = 100_000) -> Worker:
         """Run a reactor whose client asks for ever; C{act} is called in the handler.
@@ -536,7 +537,7 @@ class LoopTests(SynchronousTestCase):
             with flooding.stdin as stdin:
                 stdin.write(encode(SILENT, b"a") * 5000)
 
-        self.compete(begin, lambda client: None, 100)
+        self.compete(begin, lambda client: None, self.TAKES)
 
     def compete(
         self,
@@ -666,12 +667,13 @@ if native is not None:
         """The same."""
 
         compiled = True
+        TAKES = 400  # more than PATIENCE where each has to wait for its chance
 
         def test_nor_is_it_where_handlers_give_the_interpreter_up_for_a_moment(self):
             def send(client: socket.socket) -> None:
                 client.send(encode(SILENT, b"a") * 500)
 
-            self.compete(send, send, 1000, limit=25.0)
+            self.compete(send, send, 1000, limit=35.0)
 
         def test_packets_alone_do_not_leave_the_compiled_part(self):
             turns: list[None] = []
