@@ -4,43 +4,32 @@ import os
 import subprocess
 import sys
 import time
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 PRIORITY = 1
 """Of the real-time policy SCHED_FIFO: above all that have none."""
-
-END_DEADLINE = 5.0
 
 
 class HoldingError(Exception):
     """The core cannot be held."""
 
 
-class Holding:
-    """Holds a core for C{held} of each C{every} seconds, in a process of its own."""
+@contextmanager
+def holding(core: int, held: float, every: float) -> Iterator[None]:
+    """Hold C{core} for C{held} of each C{every} seconds, in a process of its own.
 
-    def __init__(self, core: int, held: float, every: float) -> None:
-        self._command = [sys.executable, "-m", __name__, str(core), str(held), str(every)]
-
-    def __enter__(self) -> "Holding":
-        """@raise HoldingError: it is not permitted."""
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._process.stdout is not None
-        if self._process.stdout.readline() != "ready\n":
-            self.__exit__(None, None, None)
-            raise HoldingError("a real-time process is not permitted: run it as root")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._process.kill()
-        self._process.communicate(timeout=END_DEADLINE)
+    @raise HoldingError: it is not permitted.
+    """
+    command = [sys.executable, "-m", __name__, str(core), str(held), str(every)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            if process.stdout.readline() != "ready\n":
+                raise HoldingError("a real-time process is not permitted: run it as root")
+            yield
+        finally:
+            process.kill()
 
 
 def hold(core: int, held: float, every: float) -> None:

@@ -26,7 +26,7 @@ from benchmarks.command_line import (
 )
 from benchmarks.conditions import conditions
 from benchmarks.generator import Cell, GeneratorError
-from benchmarks.holding import Holding, HoldingError
+from benchmarks.holding import HoldingError, holding
 from benchmarks.processes import ProcessesChangedError
 from benchmarks.report import Summary, median_of, ratio_of, share_of, spread_of, summarise
 from benchmarks.runner import Attempts, Plan, choose_cores, measure_once
@@ -60,7 +60,7 @@ def held_up(arguments: argparse.Namespace, core: int | None) -> AbstractContextM
         return nullcontext()
     if core is None:
         sys.exit("--hold needs two cores")
-    return Holding(core, arguments.hold / 1e3, arguments.every / 1e3)
+    return holding(core, arguments.hold / 1e3, arguments.every / 1e3)
 
 
 def heading(share: float, row: Summary) -> str:
