@@ -157,12 +157,23 @@ def measure_once(
     @raise GeneratorError: a reply was not the one due.
     @raise ProcessesChangedError: it was not the same processes all the time.
     """
-    load = replace(load, code=server.code, ordered=server.ordered)
     with RunningServer(server, cores.server, workers=workers) as running:
-        meter = _Meter(running, cores)
-        result = generate(
-            command, load, HOST, running.port, cores.generator, meter.start, meter.stop
-        )
+        return measure_running(command, cores, number, running, load)
+
+
+def measure_running(
+    command: list[str], cores: Cores, number: int, running: RunningServer, load: Load
+) -> Sample:
+    """Measure a server under the load.
+
+    @raise ServerError: it has left its core.
+    @raise GeneratorError: a reply was not the one due.
+    @raise ProcessesChangedError: it was not the same processes all the time.
+    """
+    server = running.server
+    load = replace(load, code=server.code, ordered=server.ordered)
+    meter = _Meter(running, cores)
+    result = generate(command, load, HOST, running.port, cores.generator, meter.start, meter.stop)
     return Sample(
         round=number,
         cell=str(load.cell),

@@ -1,11 +1,13 @@
 """The command C{python -m benchmarks.workers}: does a packet cost more with two workers?
 
 Nothing is pinned: master, workers and generator share the cores, as the kernel will have it. The
-server in C, as one process and as two, says what that costs whoever it is.
+server in C, as one process and as two, says what that costs whoever it is. All servers are started
+once, and the load goes from one to the next: short samples close together meet the same machine.
 """
 
 import argparse
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -20,17 +22,19 @@ from benchmarks.report import (
     spread_of,
     summarise,
 )
-from benchmarks.runner import Attempts, Cores, Plan, measure_once
-from benchmarks.servers import SERVERS, Server, c_command
+from benchmarks.runner import Attempts, Cores, Plan, measure_running
+from benchmarks.servers import CONFIGURATION, SERVERS, RunningServer, Server, c_command
 
-COUNTS = {"1 worker": 1, "2 workers": 2}
 BASE = "1 worker"
+BATCH = "2 workers, batch"
+COUNTS = {BASE: 1, "2 workers": 2, BATCH: 2}
 C_BASE = "c, 1 process"
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    made = parser("benchmarks.workers", __doc__)
+    made = parser("benchmarks.workers", __doc__, rounds=31)
+    made.set_defaults(seconds=0.3, warmup=0.1)
     made.add_argument("--cells", type=cells, default="64x1,64x64",
                       help="connections x packets in flight on each (%(default)s)")  # fmt: skip
     made.add_argument("--bodies", type=bodies, default="32", help="bytes (%(default)s)")
@@ -42,10 +46,13 @@ def main() -> int:
     arguments = parse_arguments()
     begin()
     (ccserver,) = (server for server in SERVERS if server.name == "ccserver")
+    batch = CONFIGURATION.replace("[Proc]\n", "[Proc]\nworker_scheduling = batch\n")
     note = "epoll, a read's replies joined"
     plan = Plan(
         servers=[
-            *[replace(ccserver, name=name) for name in COUNTS],
+            replace(ccserver, name=BASE),
+            replace(ccserver, name="2 workers"),
+            replace(ccserver, name=BATCH, configuration=batch, note="worker_scheduling = batch"),
             Server(C_BASE, note, c_command),
             Server("c, 2 processes", note, lambda *where: [*c_command(*where), "2"]),
         ],
@@ -59,12 +66,16 @@ def main() -> int:
     cores = Cores(None, None)
     facts = conditions(plan, cores, "benchmarks.workers")
     attempts, outcomes = Attempts(), Outcomes()
-    for number in range(1, plan.rounds + 1):
-        for load in plan.loads:
-            for server in plan.servers:
-                workers = COUNTS.get(server.name, 1)
-                once = partial(measure_once, plan.command, cores, number, server, load, workers)
-                outcomes.collect(attempts.sample(server, load, once))
+    with ExitStack() as stack:
+        running = [
+            stack.enter_context(RunningServer(server, None, workers=COUNTS.get(server.name, 1)))
+            for server in plan.servers
+        ]
+        for number in range(1, plan.rounds + 1):
+            for load in plan.loads:
+                for one in running:
+                    once = partial(measure_running, plan.command, cores, number, one, load)
+                    outcomes.collect(attempts.sample(one.server, load, once))
     summaries = summarise(outcomes.samples, [BASE, C_BASE], ("cpu_us", "packets_per_second"))
     columns = [
         spread_of("CPU us/packet", "cpu_us", 2),

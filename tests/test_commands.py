@@ -242,6 +242,13 @@ class CheckTests(Case):
         said = self.warned("AppPath = /nowhere/c\n")
         self.assertIn(":1: AppPath: there is no /nowhere/c\n", said)
 
+    def test_masks_of_cpus_that_are_not_there_are_warned_of(self):
+        self.patch(checking.os, "sched_getaffinity", lambda pid: {0, 1})
+        said = self.warned("\nworker_cpu_affinity = 10 100 11\n")
+        self.assertIn(":2: worker_cpu_affinity: none of the CPUs of 100 may be used here\n", said)
+        self.assertEqual(said.count("\n"), 1)
+        self.assertEqual(self.warned("worker_cpu_affinity = auto 110\n"), "")
+
     def test_a_key_that_anybody_may_read_is_warned_of(self):
         pem = self.write(b"".join(Authority().issue("localhost")).decode())
         os.chmod(pem, 0o644)

@@ -290,6 +290,33 @@ class ValueTests(ConfigCase):
         text = self.refusal("LogLevel = 6 # notice")
         self.assertIn("comments stand on lines of their own", text)
 
+    def test_masks_of_cpus_go_to_the_workers_in_turn_and_the_last_to_the_rest(self):
+        affinity = self.value("worker_cpu_affinity", "0001  0110")
+        self.assertEqual([affinity.of(slot, {0}) for slot in range(3)], [{0}, {1, 2}, {1, 2}])
+        self.assertEqual(self.value("worker_cpu_affinity", "").of(0, {0}), set())
+
+    def test_cpus_go_round_among_the_workers(self):
+        usable = {2, 3, 5}
+        for text, cpus in {"AUTO": [2, 3, 5, 2], "auto 101000": [3, 5, 3, 5]}.items():
+            affinity = self.value("worker_cpu_affinity", text)
+            self.assertEqual([affinity.of(slot, usable) for slot in range(4)], [{c} for c in cpus])
+        self.assertEqual(self.value("worker_cpu_affinity", "auto 10").of(0, usable), {1})
+
+    @given(
+        st.lists(st.sampled_from(["auto", "AUTO", "1", "010", "0", "2"]), max_size=4).map(" ".join)
+    )
+    def test_masks_that_are_shown_are_read_as_they_were(self, text):
+        kind = KNOWN["worker_cpu_affinity"].kind
+        try:
+            affinity = kind.parse(text, "")
+        except ValueError:
+            return
+        self.assertEqual(kind.parse(kind.show(affinity), ""), affinity)
+
+    def test_what_is_no_mask_is_refused(self):
+        wrong = ["2", "0x1", "1,1", "1 auto", "auto 1 1", "0", "auto 0"]
+        self.assert_refused("worker_cpu_affinity", *wrong)
+
     def test_durations_take_units(self):
         taken = {"30": 30.0, "30s": 30.0, "500ms": 0.5, "1.5s": 1.5, "5m": 300.0, "1H": 3600.0}
         for text, seconds in taken.items():

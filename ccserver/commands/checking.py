@@ -14,6 +14,7 @@ import click
 from ccserver import config
 from ccserver.certificates import Certificates
 from ccserver.config import Config
+from ccserver.config.affinity import mask
 from ccserver.core import checksum
 from ccserver.errors import ConfigError, StartError
 from ccserver.loading import missing_module
@@ -102,6 +103,11 @@ def _doubts(found: Config) -> Iterator[str]:
     for path in found.app.path:
         if not os.path.exists(path):
             yield str(found.refusal("AppPath", f"AppPath: there is no {path}"))
+    usable = os.sched_getaffinity(0)
+    for cpus in found.process.affinity.sets:
+        if not cpus & usable:
+            why = f"worker_cpu_affinity: none of the CPUs of {mask(cpus)} may be used here"
+            yield str(found.refusal("worker_cpu_affinity", why))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     few = found.few_descriptors(inf if hard == resource.RLIM_INFINITY else hard)
     if few is not None:

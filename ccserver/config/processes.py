@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ccserver.config.affinity import Affinity, AffinityMasks
 from ccserver.config.settings import Settings, setting
-from ccserver.config.values import FilePath, Seconds, Size, Switch, Text, Whole, Workers
+from ccserver.config.values import Choice, FilePath, Seconds, Size, Switch, Text, Whole, Workers
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,20 @@ class ProcessSettings(Settings):
         Workers(0, 256),
         "auto",
         "worker processes; auto: one a CPU; 0: no workers, all in one process",
+    )
+    affinity: Affinity = setting(  # noqa: RUF009, it is immutable
+        "Proc",
+        "worker_cpu_affinity",
+        AffinityMasks(),
+        "",
+        "the CPUs of each worker; empty: any",
+    )
+    scheduling: str = setting(
+        "Proc",
+        "worker_scheduling",
+        Choice("normal", "batch"),
+        "normal",
+        "batch: a worker that wakes up does not interrupt what runs on its CPU",
     )
     daemon: bool = setting(
         "Proc", "Daemon", Switch(), "0", "run in the background", reloadable=False

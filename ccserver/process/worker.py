@@ -35,6 +35,7 @@ from ccserver.loading import load_app
 from ccserver.net.giver import Report
 from ccserver.net.reactor import DirectReactor
 from ccserver.process import link, logs
+from ccserver.process.scheduling import schedule
 from ccserver.process.serving import Server
 from ccserver.process.stacks import report_stacks_on_signal
 
@@ -459,6 +460,7 @@ def main() -> None:
         logs.last_words(f"cannot open the log file: {error}")
     logs.begin(observer)
     report_stacks_on_signal(observer.fileno())
+    schedule(config.process, order.slot)
     reactor = DirectReactor()
     installReactor(reactor)
     process = WorkerProcess(reactor, order, config, observer, keep_for_ever)

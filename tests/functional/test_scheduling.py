@@ -1,0 +1,42 @@
+"""The CPUs and the policy of real workers: all their threads', and new ones after a reload."""
+
+from __future__ import annotations
+
+import os
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.functional.operator import Operator
+from tests.functional.server import ServerProcess
+
+
+class SchedulingTests(SynchronousTestCase):
+    def scheduled(self, server: ServerProcess) -> dict[int, set[tuple[frozenset[int], int]]]:
+        """By slot, the CPUs and the policies of a worker's threads."""
+        return {
+            slot: {
+                (frozenset(os.sched_getaffinity(thread)), os.sched_getscheduler(thread))
+                for thread in map(int, os.listdir(f"/proc/{pid}/task"))
+            }
+            for slot, pid in server.workers().items()
+        }
+
+    def test_workers_have_the_cpus_and_the_policy_of_the_configuration(self):
+        cpus = sorted(os.sched_getaffinity(0))
+        settings = {"worker_cpu_affinity": "auto", "worker_scheduling": "batch"}
+        with ServerProcess(workers=2, **settings) as server:
+            expected = {
+                slot: {(frozenset({cpus[slot % len(cpus)]}), os.SCHED_BATCH)} for slot in range(2)
+            }
+            self.assertEqual(self.scheduled(server), expected)
+            master = server.master
+            self.assertEqual(os.sched_getaffinity(master), set(cpus))
+            self.assertEqual(os.sched_getscheduler(master), os.sched_getscheduler(0))
+
+            text = server.read("ccserver.conf").replace("auto", "").replace("batch", "normal")
+            server.write("ccserver.conf", text.encode())
+            with server.connect() as client:
+                Operator(server).reload()
+                self.assertEqual(client.ask(1, b"still here"), b"still here")
+            usual = {(frozenset(cpus), os.sched_getscheduler(0))}
+            self.assertEqual(self.scheduled(server), {0: usual, 1: usual})
