@@ -149,7 +149,7 @@ def progress(outcome: Sample | Failure) -> None:
 
 
 def measure_once(
-    command: list[str], cores: Cores, number: int, server: Server, load: Load, workers: int = 1
+    command: list[str], cores: Cores, number: int, server: Server, load: Load
 ) -> Sample:
     """Start the server, measure it under the load, end it.
 
@@ -157,7 +157,7 @@ def measure_once(
     @raise GeneratorError: a reply was not the one due.
     @raise ProcessesChangedError: it was not the same processes all the time.
     """
-    with RunningServer(server, cores.server, workers=workers) as running:
+    with RunningServer(server, cores.server) as running:
         return measure_running(command, cores, number, running, load)
 
 

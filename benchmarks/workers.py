@@ -22,13 +22,21 @@ from benchmarks.report import (
     spread_of,
     summarise,
 )
-from benchmarks.runner import Attempts, Cores, Plan, measure_running
-from benchmarks.servers import CONFIGURATION, SERVERS, RunningServer, Server, c_command
+from benchmarks.runner import Attempts, Cores, Failure, Plan, measure_running
+from benchmarks.servers import (
+    CONFIGURATION,
+    SERVERS,
+    RunningServer,
+    Server,
+    StartError,
+    c_command,
+)
 
-BASE = "1 worker"
-BATCH = "2 workers, batch"
-COUNTS = {BASE: 1, "2 workers": 2, BATCH: 2}
+BASE, TWO, BATCH = "1 worker", "2 workers", "2 workers, batch"
+COUNTS = {BASE: 1, TWO: 2, BATCH: 2}
 C_BASE = "c, 1 process"
+USUAL = CONFIGURATION.replace("[Proc]\n", "[Proc]\nRebalanceInterval = 0\n")
+"""Nothing is moved while it is measured."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,13 +54,15 @@ def main() -> int:
     arguments = parse_arguments()
     begin()
     (ccserver,) = (server for server in SERVERS if server.name == "ccserver")
-    batch = CONFIGURATION.replace("[Proc]\n", "[Proc]\nworker_scheduling = batch\n")
+    ccserver = replace(ccserver, configuration=USUAL)
+    batch = USUAL.replace("[Proc]\n", "[Proc]\nWorkerScheduling = batch\n")
+    batch_note = f"{ccserver.note}; WorkerScheduling = batch"
     note = "epoll, a read's replies joined"
     plan = Plan(
         servers=[
             replace(ccserver, name=BASE),
-            replace(ccserver, name="2 workers"),
-            replace(ccserver, name=BATCH, configuration=batch, note="worker_scheduling = batch"),
+            replace(ccserver, name=TWO),
+            replace(ccserver, name=BATCH, configuration=batch, note=batch_note),
             Server(C_BASE, note, c_command),
             Server("c, 2 processes", note, lambda *where: [*c_command(*where), "2"]),
         ],
@@ -67,13 +77,16 @@ def main() -> int:
     facts = conditions(plan, cores, "benchmarks.workers")
     attempts, outcomes = Attempts(), Outcomes()
     with ExitStack() as stack:
-        running = [
-            stack.enter_context(RunningServer(server, None, workers=COUNTS.get(server.name, 1)))
-            for server in plan.servers
-        ]
+        running = []
+        for server in plan.servers:
+            one = RunningServer(server, cores.server, workers=COUNTS.get(server.name, 1))
+            try:
+                running.append(stack.enter_context(one))
+            except StartError as error:
+                outcomes.collect([Failure("all", plan.bodies[0], server.name, str(error))])
         for number in range(1, plan.rounds + 1):
             for load in plan.loads:
-                for one in running:
+                for one in running if number % 2 else reversed(running):
                     once = partial(measure_running, plan.command, cores, number, one, load)
                     outcomes.collect(attempts.sample(one.server, load, once))
     summaries = summarise(outcomes.samples, [BASE, C_BASE], ("cpu_us", "packets_per_second"))

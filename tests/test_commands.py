@@ -243,11 +243,15 @@ class CheckTests(Case):
         self.assertIn(":1: AppPath: there is no /nowhere/c\n", said)
 
     def test_masks_of_cpus_that_are_not_there_are_warned_of(self):
-        self.patch(checking.os, "sched_getaffinity", lambda pid: {0, 1})
-        said = self.warned("\nworker_cpu_affinity = 10 100 11\n")
-        self.assertIn(":2: worker_cpu_affinity: none of the CPUs of 100 may be used here\n", said)
+        before = os.sched_getaffinity(0)
+        nowhere = "1" + "0" * 4000
+        here = format(1 << min(before), "b")
+        text = f"WorkerProcesses = 3\nworker_cpu_affinity = {nowhere} {here} {nowhere}\n"
+        said = self.warned(text)
+        self.assertIn(f":2: worker_cpu_affinity: none of the CPUs of {nowhere} may be", said)
         self.assertEqual(said.count("\n"), 1)
-        self.assertEqual(self.warned("worker_cpu_affinity = auto 110\n"), "")
+        self.assertEqual(self.warned(f"worker_cpu_affinity = auto {here}\n"), "")
+        self.assertEqual(os.sched_getaffinity(0), before)
 
     def test_a_key_that_anybody_may_read_is_warned_of(self):
         pem = self.write(b"".join(Authority().issue("localhost")).decode())

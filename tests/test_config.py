@@ -292,15 +292,12 @@ class ValueTests(ConfigCase):
 
     def test_masks_of_cpus_go_to_the_workers_in_turn_and_the_last_to_the_rest(self):
         affinity = self.value("worker_cpu_affinity", "0001  0110")
-        self.assertEqual([affinity.of(slot, {0}) for slot in range(3)], [{0}, {1, 2}, {1, 2}])
-        self.assertEqual(self.value("worker_cpu_affinity", "").of(0, {0}), set())
+        self.assertEqual([affinity.of(slot) for slot in range(3)], [{0}, {1, 2}, {1, 2}])
+        self.assertEqual(self.value("worker_cpu_affinity", "").of(0), set())
 
-    def test_cpus_go_round_among_the_workers(self):
-        usable = {2, 3, 5}
-        for text, cpus in {"AUTO": [2, 3, 5, 2], "auto 101000": [3, 5, 3, 5]}.items():
-            affinity = self.value("worker_cpu_affinity", text)
-            self.assertEqual([affinity.of(slot, usable) for slot in range(4)], [{c} for c in cpus])
-        self.assertEqual(self.value("worker_cpu_affinity", "auto 10").of(0, usable), {1})
+    def test_masks_of_many_cpus_may_be_long(self):
+        masks = " ".join(["1" * 1024] * 256)
+        self.assertEqual(len(self.value("worker_cpu_affinity", masks).sets), 256)
 
     @given(
         st.lists(st.sampled_from(["auto", "AUTO", "1", "010", "0", "2"]), max_size=4).map(" ".join)
@@ -542,6 +539,25 @@ class WarningTests(ConfigCase):
         expected = "a.conf:1: Log: what looks like a comment is part of the value"
         self.assert_warned(expected, "Log = a.log # here")
 
+    def test_masks_should_be_as_many_as_workers(self):
+        for workers, masks, why in (
+            (1, "1 10", "2 masks for 1 workers: the rest is nobody's"),
+            (3, "1 10", "2 masks for 3 workers: the last is for the rest"),
+        ):
+            expected = f"a.conf:2: worker_cpu_affinity: {why}"
+            lines = f"WorkerProcesses = {workers}", f"worker_cpu_affinity = {masks}"
+            self.assert_warned(expected, *lines)
+        for fitting in ("1", "1 10 100", "auto", "auto 1"):
+            text = "WorkerProcesses = 3", f"worker_cpu_affinity = {fitting}"
+            self.assertEqual(self.parsed(*text).warnings, ())
+
+    def test_cpus_of_no_workers_are_ignored(self):
+        expected = "a.conf:2: worker_cpu_affinity is ignored: there are no workers"
+        for value in ("1", "auto"):
+            lines = "WorkerProcesses = 0", f"worker_cpu_affinity = {value}"
+            self.assert_warned(expected, *lines)
+        self.assertEqual(self.parsed("WorkerProcesses = 0", "worker_cpu_affinity =").warnings, ())
+
 
 class ConfigTests(ConfigCase):
     def test_a_worker_needs_a_descriptor_for_each_connection_and_address_and_some_to_spare(self):
@@ -699,7 +715,21 @@ class SampleTests(ConfigCase):
 
 def _lines() -> st.SearchStrategy[str]:
     keys = st.sampled_from([setting.key for setting in KNOWN.values()]) | st.text(max_size=12)
-    words = st.sampled_from(["0", "1", "30s", "auto", "*:80", "[::1]:80", "a:b", "9" * 500, "1MiB"])
+    words = st.sampled_from(
+        [
+            "0",
+            "1",
+            "30s",
+            "auto",
+            "*:80",
+            "[::1]:80",
+            "a:b",
+            "9" * 500,
+            "1MiB",
+            "auto 101",
+            "0001 0010",
+        ]
+    )
     setting = st.tuples(keys, words | st.text(max_size=30)).map(" = ".join)
     section = st.sampled_from(SECTIONS).map("[{}]".format)
     line = setting | section | st.text(max_size=30)

@@ -103,9 +103,8 @@ def _doubts(found: Config) -> Iterator[str]:
     for path in found.app.path:
         if not os.path.exists(path):
             yield str(found.refusal("AppPath", f"AppPath: there is no {path}"))
-    usable = os.sched_getaffinity(0)
-    for cpus in found.process.affinity.sets:
-        if not cpus & usable:
+    for cpus in dict.fromkeys(found.process.affinity.sets):
+        if found.process.workers and not _may_run_on(cpus):
             why = f"worker_cpu_affinity: none of the CPUs of {mask(cpus)} may be used here"
             yield str(found.refusal("worker_cpu_affinity", why))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -113,6 +112,16 @@ def _doubts(found: Config) -> Iterator[str]:
     if few is not None:
         refused = found.net.on_few_descriptors == "refuse"
         yield f"{few}; with this limit the server does not start" if refused else few
+
+
+def _may_run_on(cpus: frozenset[int]) -> bool:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError:
+        return False
+    os.sched_setaffinity(0, before)
+    return True
 
 
 def _compiled() -> str:

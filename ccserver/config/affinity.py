@@ -10,26 +10,24 @@ from ccserver.config.values import Kind
 
 
 class Affinity(NamedTuple):
-    """Sets of CPUs, by their numbers from 0.
+    """Sets of CPUs, by their numbers from 0; none: any CPU.
 
     @ivar sets: those of the workers of slot 0, 1, ..., beyond the last of them the last.
-    @ivar automatic: each worker has a CPU of its own in its turn, of the first set, or of all.
+    @ivar automatic: a worker has one CPU, in its turn, of those of its set.
     """
 
     sets: tuple[frozenset[int], ...] = ()
     automatic: bool = False
 
-    def of(self, slot: int, usable: AbstractSet[int]) -> AbstractSet[int]:
-        """The CPUs of the worker of C{slot}, with those that are C{usable} here; empty: any."""
-        if not self.automatic:
-            return self.sets[min(slot, len(self.sets) - 1)] if self.sets else frozenset()
-        among = sorted(usable & self.sets[0] if self.sets else usable)
-        return {among[slot % len(among)]} if among else self.sets[0]
+    def of(self, slot: int) -> frozenset[int]:
+        """The set of the worker of C{slot}; empty: any CPU."""
+        return self.sets[min(slot, len(self.sets) - 1)] if self.sets else frozenset()
 
 
 class AffinityMasks(Kind[Affinity]):
     """A mask for each worker, or a CPU for each, of all or of those in a mask."""
 
+    longest = 256 * 1025  # a mask of 1024 CPUs for each worker that there may be
     allowed = (
         "auto, auto and a mask of CPUs such as auto 1100, or a mask for each worker such as "
         "0001 0010, where the last digit is CPU 0"

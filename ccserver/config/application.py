@@ -54,7 +54,7 @@ class DatabaseSettings(Settings):
         "HashThreads",
         Whole(0, 64),
         "0",
-        "password hashes computed at once in a worker; 0: one a CPU",
+        "password hashes computed at once in a worker; 0: one for each of its CPUs",
     )
 
 

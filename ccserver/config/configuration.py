@@ -160,7 +160,7 @@ def _built(text: str, path: str, base: str | None) -> tuple[Config | None, list[
         text=text,
         listen=listen,
         log=reading.part(LogSettings),
-        process=reading.part(ProcessSettings),
+        process=reading.process(),
         net=reading.part(NetSettings),
         security=reading.part(SecuritySettings),
         app=reading.part(AppSettings),

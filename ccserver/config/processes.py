@@ -29,7 +29,7 @@ class ProcessSettings(Settings):
     )
     scheduling: str = setting(
         "Proc",
-        "worker_scheduling",
+        "WorkerScheduling",
         Choice("normal", "batch"),
         "normal",
         "batch: a worker that wakes up does not interrupt what runs on its CPU",

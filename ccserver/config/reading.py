@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from ccserver.config.addresses import Address, Listener
+from ccserver.config.affinity import Affinity
 from ccserver.config.application import DatabaseSettings
 from ccserver.config.conffile import Entry, printable, scan, shortened
 from ccserver.config.keys import (
@@ -21,6 +22,7 @@ from ccserver.config.keys import (
     port_number,
 )
 from ccserver.config.listening import ListenSettings, TlsSettings
+from ccserver.config.processes import ProcessSettings
 from ccserver.config.settings import Setting, Settings
 from ccserver.config.values import DatabaseInfo, FilePath, FilePaths, FolderPaths
 from ccserver.errors import ConfigError
@@ -28,7 +30,6 @@ from ccserver.errors import ConfigError
 T = TypeVar("T")
 P = TypeVar("P", bound=Settings)
 
-MAX_VALUE = 4096
 MAX_WARNINGS = 100
 LANE_BYTES = 8 << 10
 """What argon2 needs for each lane of a hash."""
@@ -108,6 +109,17 @@ class Reading:
             )
         return part
 
+    def process(self) -> ProcessSettings:
+        """The part whose CPUs should be as many as its workers."""
+        part = self.part(ProcessSettings)
+        entry, masks = self.entries.get("worker_cpu_affinity"), len(part.affinity.sets)
+        if entry is not None and part.workers == 0 and part.affinity != Affinity():
+            self._warn(entry.line, f"{entry.key} is ignored: there are no workers")
+        elif entry is not None and masks > 1 and masks != part.workers:
+            rest = "the last is for the rest" if masks < part.workers else "the rest is nobody's"
+            self._warn(entry.line, f"{entry.key}: {masks} masks for {part.workers} workers: {rest}")
+        return part
+
     def database(self) -> DatabaseSettings:
         """The part whose hash settings bound each other."""
         part = self.part(DatabaseSettings)
@@ -132,7 +144,7 @@ class Reading:
     def _parsed(self, setting: Setting[T], entry: Entry) -> T | None:
         kind = setting.kind
         try:
-            _check_text(entry.value)
+            _check_text(entry.value, kind.longest)
             value = kind.parse(entry.value, self._base)
         except ValueError as error:
             self._refuse(entry, shortened(str(error), 200), kind.allowed, setting)
@@ -240,9 +252,9 @@ class Reading:
             self._warnings.append((line, text))
 
 
-def _check_text(value: str) -> None:
-    if len(value) > MAX_VALUE:
-        raise ValueError(f"longer than {MAX_VALUE} characters")
+def _check_text(value: str, longest: int) -> None:
+    if len(value) > longest:
+        raise ValueError(f"longer than {longest} characters")
     categories = set(map(unicodedata.category, value.replace("\t", " ")))
     if "Cs" in categories:
         raise ValueError("not in UTF-8")

@@ -30,7 +30,12 @@ def whole_number(text: str) -> int:
 
 
 class Kind(ABC, Generic[T]):
-    """One manner of writing values; C{allowed} says in words what it takes."""
+    """One manner of writing values; C{allowed} says in words what it takes.
+
+    @cvar longest: how many characters a text may have.
+    """
+
+    longest = 4096
 
     @property
     @abstractmethod

@@ -53,6 +53,9 @@ class Owner(Protocol):
     def worker_beat(self, process: WorkerOfMaster) -> None:
         """A worker has given a sign of life."""
 
+    def worker_leaves(self, process: WorkerOfMaster) -> bool:
+        """A signal asks a worker to stop; whether another takes its place first."""
+
     def worker_gone(self, process: WorkerOfMaster) -> None:
         """A worker's process has ended."""
 
@@ -321,6 +324,7 @@ class Fleet:
     def _made(self, number: int, generation: int, config: Config) -> WorkerOfMaster:
         process = WorkerOfMaster(number, generation, config, self._reactor.seconds)
         process.on_beat = self._owner.worker_beat
+        process.on_leave = self._owner.worker_leaves
         self.workers.add(process)
         return process
 

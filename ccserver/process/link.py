@@ -105,6 +105,15 @@ class Beat(amp.Command):
     requiresAnswer = False
 
 
+class Leave(amp.Command):
+    """Worker to master: a signal asks it to stop; answers whether that is seen to.
+
+    Then another worker takes its place and its connections, if one can, and it is told to stop.
+    """
+
+    response: ClassVar = [(b"accepted", amp.Boolean())]
+
+
 class Serve(amp.Command):
     """Master to worker: accept connections."""
 

@@ -105,6 +105,10 @@ class Master(ServerService):
         """A worker has given a sign of life."""
         self._upkeep.beats(process)
 
+    def worker_leaves(self, process: WorkerOfMaster) -> bool:
+        """A signal asks a worker to stop; whether another takes its place first."""
+        return self._upkeep.leaves(process)
+
     def worker_gone(self, process: WorkerOfMaster) -> None:
         """A worker's process has ended."""
         self._upkeep.gone(process)

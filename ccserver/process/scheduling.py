@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ccserver.config import ProcessSettings
+from ccserver.config.affinity import Affinity, mask
 from ccserver.process.logs import ProcessLogger
 
 log = ProcessLogger()
@@ -16,15 +17,31 @@ def schedule(settings: ProcessSettings, slot: int) -> None:
     To be called before there are threads, which inherit both. What is not granted is logged, and
     the worker does without.
     """
-    cpus = settings.affinity.of(slot, os.sched_getaffinity(0))
-    if cpus:
-        try:
-            os.sched_setaffinity(0, cpus)
-        except OSError as error:
-            numbers = ", ".join(map(str, sorted(cpus)))
-            log.error("worker_cpu_affinity: CPU {numbers}: {error}", numbers=numbers, error=error)
-    if settings.scheduling == "batch":
-        try:
+    try:
+        _bind(settings.affinity, slot)
+    except OSError as error:
+        log.error(
+            "worker process {slot} may not run on the CPUs {mask} of worker_cpu_affinity, but "
+            "runs on any: {error}",
+            slot=slot,
+            mask=mask(settings.affinity.of(slot)),
+            error=error,
+        )
+    try:
+        if settings.scheduling == "batch":
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        except OSError as error:
-            log.error("worker_scheduling: {error}", error=error)
+    except OSError as error:
+        log.error(
+            "worker process {slot}: WorkerScheduling = batch is not granted: {error}",
+            slot=slot,
+            error=error,
+        )
+
+
+def _bind(affinity: Affinity, slot: int) -> None:
+    cpus = affinity.of(slot)
+    if cpus:
+        os.sched_setaffinity(0, cpus)  # the kernel leaves out what there is not, if any is left
+    if affinity.automatic:
+        usable = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {usable[slot % len(usable)]})

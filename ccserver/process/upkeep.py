@@ -15,7 +15,7 @@ from ccserver.process.administration import Administration
 from ccserver.process.fleet import Fleet
 from ccserver.process.logs import ProcessLogger
 from ccserver.process.relief import Relief
-from ccserver.process.workers import WorkerOfMaster
+from ccserver.process.workers import WorkerOfMaster, WorkerState
 
 INTERVAL = 1.0
 """Seconds between two looks at who is due for recycling."""
@@ -79,6 +79,16 @@ class Upkeep:
             watch.beat(process, self._reactor.seconds())
         self._relief.look()
 
+    def leaves(self, process: WorkerOfMaster) -> bool:
+        """A signal asks a worker to stop; whether it may wait until it is told to."""
+        if process.state in (WorkerState.LEAVING, WorkerState.STOPPING):
+            return True  # it has been
+        if process.state is not WorkerState.READY:
+            return False
+        recycling = self._administration.recycle(process, "signal")
+        recycling.addErrback(lambda failure: None)  # it serves on, and the log says why
+        return True
+
     def gone(self, process: WorkerOfMaster) -> None:
         """A worker's process has ended."""
         self._rules.pop(process, None)
@@ -122,7 +132,7 @@ class Upkeep:
             packets, memory = (process.figures.get(key) or 0 for key in ("packets", "memory"))
             reason = rule and rule.due(packets, now - process.since, memory)
             if reason:
-                recycling = self._administration.recycle(process.slot, reason.value)
+                recycling = self._administration.recycle(process, reason.value)
                 recycling.addErrback(self._put_off)
                 return  # one at a time
         interval = self._fleet.config.process.rebalance_interval

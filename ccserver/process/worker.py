@@ -49,6 +49,9 @@ loaded (DESIGN 6)."""
 ORPHAN_TIMEOUT = 0.5
 """Seconds that a worker without a master takes to answer what it has received."""
 
+LEAVE_TIMEOUT = 5.0
+"""Seconds that a master has to say whether it replaces a worker that a signal asks to stop."""
+
 HASTE = 0.1
 """Seconds between two beats that cannot wait for their time."""
 
@@ -241,6 +244,7 @@ class WorkerProcess:
         self._link: Any = _Link(self)
         self._server: Server | None = None
         self._stopping = False
+        self._asked = False  # by a signal, and the master has been told
         self._ended = False
         self._noticed = Event()
         self._hasty: IDelayedCall | None = None
@@ -403,8 +407,21 @@ class WorkerProcess:
         ]
 
     def _signalled(self, number: int, frame: object) -> None:
-        timeout = self._config.process.shutdown_timeout
-        self._reactor.callFromThread(self.stop, True, timeout)
+        self._reactor.callFromThread(self._leave)
+
+    def _leave(self) -> None:
+        """Ask the master for a replacement; stop, if there is none or at a second signal."""
+        if self._server is None or self._asked:
+            self.stop(True, self._config.process.shutdown_timeout)
+        elif not self._stopping:
+            self._asked = True
+            asked = self._link.callRemote(link.Leave).addTimeout(LEAVE_TIMEOUT, self._reactor)
+            asked.addCallbacks(lambda answer: bool(answer["accepted"]), lambda failure: False)
+            asked.addCallback(self._has_asked)
+
+    def _has_asked(self, accepted: bool) -> None:
+        if not accepted:
+            self.stop(True, self._config.process.shutdown_timeout)
 
     def _beat(self) -> None:
         """Tell the master how we are: from the reactor itself, which may be blocked."""

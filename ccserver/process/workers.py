@@ -102,6 +102,10 @@ class _Link(link.Line):
         self._process.reason, self._process.exit_status = reason, status
         return {}
 
+    @link.Leave.responder
+    def leave(self) -> dict[str, Any]:
+        return {"accepted": self._process.on_leave(self._process)}
+
     @link.Beat.responder
     def beat(self, figures: str) -> dict[str, Any]:
         self._process.has_beaten(json.loads(figures))
@@ -121,6 +125,7 @@ class WorkerOfMaster(ProcessProtocol):
     @ivar figures: what it has said of itself last, see L{link.Beat}.
     @ivar rate: packets a second between its last two beats.
     @ivar on_beat: is called when it has.
+    @ivar on_leave: is called when a signal asks it to stop; whether that is seen to.
     @ivar since: the time it was started.
     @ivar loaded: it can serve; fails with L{NotReady}.
     @ivar gone: its process has ended.
@@ -146,6 +151,7 @@ class WorkerOfMaster(ProcessProtocol):
         self.figures: dict[str, Any] = {}
         self.rate = 0.0
         self.on_beat: Callable[[WorkerOfMaster], None] = lambda process: None
+        self.on_leave: Callable[[WorkerOfMaster], bool] = lambda process: False
         self.loaded: Moment[None] = Moment()
         self.gone: Moment[Ended] = Moment()
         self._link: Any = _Link(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -78,6 +79,20 @@ class TrafficTests(ScalingCase):
         self.assertEqual((counts.errors, counts.owed, counts.connected), ({}, 0, CONNECTIONS))
         lines = [line for line in server.log.splitlines() if "recycling of worker" in line]
         self.assertGreater(len({line.split("recycling of worker ")[1][0] for line in lines}), 1)
+
+    def test_the_only_worker_is_replaced_before_a_signal_ends_it(self):
+        server = self.serve(workers=1, LogLevel=6)
+        with Traffic(server.port, CONNECTIONS) as traffic:
+            with self.unnoticed(traffic, "a worker's SIGTERM"):
+                (old,) = server.workers().values()
+                os.kill(old, signal.SIGTERM)
+                done = "recycling of worker 0 (signal) done"
+                wait_until(lambda: done in server.log, "the recycling")
+            with server.connect() as client:
+                self.assertNotEqual(int(client.ask(apps.PID)), old)
+            counts = traffic.stop()
+        self.assertEqual((counts.errors, counts.owed, counts.connected), ({}, 0, CONNECTIONS))
+        wait_until(lambda: old not in server.processes(), "the old one to be gone")
 
 
 class ScalingTests(ScalingCase):

@@ -33,6 +33,9 @@ class FakeOwner:
     def worker_beat(self, process: WorkerOfMaster) -> None:
         self.beats.append(process)
 
+    def worker_leaves(self, process: WorkerOfMaster) -> bool:
+        return False
+
     def worker_gone(self, process: WorkerOfMaster) -> None:
         self.gone.append(process)
 

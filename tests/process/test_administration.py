@@ -218,16 +218,25 @@ class MovingTests(AdministrationCase):
         administration = self.administered()
         first, second = self.workers()
         second.end.connections = 5
-        result = self.did(administration.recycle(1, "max_age"))
+        result = self.did(administration.recycle(self.fleet.serving[1], "max_age"))
         self.assertEqual(result["slot"], 1)
         self.assertEqual((first.told, second.told[-1]), (["serve"], ("stop", True, 9.0)))
         self.assertEqual(self.workers()[2].told, ["serve", "take"])
         self.assertIn("recycling of worker 1 (max_age) done", self.said())
         self.assertEqual(self.fleet.generation, 1)
 
+    def test_who_serves_no_more_when_its_turn_comes_is_not_recycled(self):
+        administration = self.administered()
+        process = self.fleet.serving[1]
+        reloading = administration.reload(nobody)
+        recycling = administration.recycle(process, "signal")
+        self.did(reloading)
+        self.assertNotIn("slot", self.did(recycling))
+        self.assertEqual(len(self.workers()), 4)
+
     def test_a_recycling_that_fails_keeps_the_old_one(self):
         administration = self.administered()
-        recycling = administration.recycle(1, "max_age")
+        recycling = administration.recycle(self.fleet.serving[1], "max_age")
         self.workers()[2].failed(EXIT_APP, "no")
         self.assertEqual(self.refusal(recycling), "no")
         self.assertEqual(self.workers()[1].told, ["serve"])

@@ -27,6 +27,9 @@ class Tended(FakeOwner):
         if self.upkeep is not None:
             self.upkeep.beats(process)
 
+    def worker_leaves(self, process: WorkerOfMaster) -> bool:
+        return self.upkeep is not None and self.upkeep.leaves(process)
+
     def worker_gone(self, process: WorkerOfMaster) -> None:
         super().worker_gone(process)
         if self.upkeep is not None:
@@ -237,6 +240,50 @@ class RecyclingTests(UpkeepCase):
         self.administration.upgrade(lambda text: None)
         self.live(60)
         self.assertEqual(len(self.workers()), 1)
+
+
+class LeaveTests(UpkeepCase):
+    def test_who_is_asked_to_leave_by_a_signal_is_replaced_first(self):
+        first, second = self.tended()
+        self.assertTrue(first.leave())
+        self.assertEqual(first.told, ["serve"])
+        self.live(5)
+        (replacement,) = self.workers(since=2)
+        self.assertIn("serve", replacement.told)
+        self.assertEqual(first.told[-1][0], "stop")
+        self.assertEqual(second.told, ["serve"])
+        self.assertIn("recycling of worker 0 (signal) done", self.said())
+
+    def test_who_leaves_already_is_not_replaced_twice(self):
+        first, _ = self.tended()
+        first.leave()
+        self.assertTrue(first.leave())
+        self.live(5)
+        self.assertEqual(len(self.workers()), 3)
+
+    def test_who_hands_its_connections_over_or_stops_need_not_be_replaced(self):
+        first, _ = self.tended()
+        for state in (WorkerState.LEAVING, WorkerState.STOPPING):
+            self.patch(self.fleet.places[0].worker, "state", state)
+            self.assertTrue(first.leave())
+            self.live(5)
+            self.assertEqual(len(self.workers()), 2)
+
+    def test_who_does_not_serve_yet_is_not(self):
+        self.tended()
+        self.workers()[0].die()
+        self.turn()
+        (replacement,) = self.workers(since=2)
+        self.assertFalse(replacement.leave())
+
+    def test_where_no_other_can_start_it_serves_on(self):
+        first, _ = self.tended()
+        self.assertTrue(first.leave())
+        (fresh,) = self.workers(since=2)
+        fresh.failed(EXIT_APP, "no")
+        self.live(5)
+        self.assertEqual(first.told, ["serve"])
+        self.assertIn("recycling of worker 0 (signal) failed: no", self.said())
 
 
 class SilentStarters:

@@ -13,6 +13,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Config
@@ -80,12 +81,14 @@ class MasterEnd(link.Line):
     """The master's end of the link, remembering what the worker says.
 
     @ivar beats: the figures.
+    @ivar leaves: what it answers who is to leave.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.heard: list[Any] = []
         self.beats: list[dict[str, Any]] = []
+        self.leaves: Any = {"accepted": True}
 
     @link.Ready.responder
     def ready(self) -> dict[str, Any]:
@@ -96,6 +99,11 @@ class MasterEnd(link.Line):
     def failed(self, status: int, reason: str) -> dict[str, Any]:
         self.heard.append((status, reason))
         return {}
+
+    @link.Leave.responder
+    def leave(self) -> Any:
+        self.heard.append("leave")
+        return self.leaves
 
     @link.Beat.responder
     def beat(self, figures: str) -> dict[str, Any]:
@@ -297,11 +305,53 @@ class StopTests(WorkerProcessCase):
         self.reactor.pump([0.1] * 5)
         self.assertEqual(self.reactor.stops, 1)
 
-    def test_a_signal_stops_it(self):
-        self.begun()
+    def signalled(self) -> None:
+        """A signal has come, and what follows from it has happened."""
         self.handlers[signal.SIGTERM](signal.SIGTERM, None)
-        self.assertEqual(self.reactor.stops, 0, "not in the signal handler")
+        self.assertNotIn("leave", self.master.heard[-1:], "not in the signal handler")
         self.reactor.pump([0.1] * 5)
+        self.talk()
+        self.reactor.pump([0.1] * 5)
+
+    def test_at_a_signal_it_serves_on_until_the_master_has_replaced_it(self):
+        self.serving()
+        self.signalled()
+        self.assertEqual(self.master.heard, ["ready", "leave"])
+        self.reactor.pump([1.0] * 60)
+        self.assertTrue(self.accepts)
+        self.ask(link.Stop, graceful=True, timeout=5.0)
+        self.reactor.pump([0.1] * 5)
+        self.assertEqual(self.reactor.stops, 1)
+
+    def test_a_signal_that_the_master_does_not_see_to_stops_it(self):
+        self.serving()
+        self.master.leaves = {"accepted": False}
+        self.signalled()
+        self.assertEqual(self.reactor.stops, 1)
+
+    def test_a_signal_stops_it_where_the_master_does_not_answer(self):
+        self.serving()
+        self.master.leaves = Deferred()
+        self.signalled()
+        self.reactor.pump([1.0] * 3)
+        self.assertEqual(self.reactor.stops, 0)
+        self.reactor.pump([1.0] * 3)
+        self.assertEqual(self.reactor.stops, 1)
+
+    def test_a_signal_stops_it_where_the_master_does_not_know_what_it_says(self):
+        self.serving()
+        known = MasterEnd._commandDispatch
+        older = {name: responder for name, responder in known.items() if name != b"Leave"}
+        self.patch(MasterEnd, "_commandDispatch", older)
+        self.signalled()
+        self.assertEqual(self.reactor.stops, 1)
+
+    def test_a_second_signal_stops_it(self):
+        self.serving()
+        self.signalled()
+        self.handlers[signal.SIGTERM](signal.SIGTERM, None)
+        self.reactor.pump([0.1] * 5)
+        self.assertEqual(self.master.heard.count("leave"), 1)
         self.assertEqual(self.reactor.stops, 1)
 
     def test_without_a_master_it_stops(self):

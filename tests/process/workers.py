@@ -176,6 +176,15 @@ class FakeWorkerProcess:
         self.end.callRemote(link.Beat, figures=json.dumps(figures))
         self.talk()
 
+    def leave(self) -> bool:
+        """A signal asks it to stop; whether the master sees to that."""
+        answers: list[dict[str, Any]] = []
+        self.end.callRemote(link.Leave).addCallback(answers.append)
+        self.talk()
+        (answer,) = answers
+        accepted: bool = answer["accepted"]
+        return accepted
+
     def unlink(self) -> None:
         """Its end of the link is closed."""
         self.masters.lose(ConnectionDone())
