@@ -14,11 +14,11 @@ from twisted.python import usage
 
 from ccserver.config import Config, check
 from ccserver.errors import CcserverError, StartError
+from ccserver.owner import Owner
 from ccserver.process.host import Host
 from ccserver.process.listening import SOCKETS_VARIABLE
 from ccserver.process.logs import LineObserver, last_words
 from ccserver.process.master import Master
-from ccserver.process.owner import Owner
 from ccserver.process.pidfile import PidFile, remove_stale
 from ccserver.process.single import SingleProcess
 from ccserver.process.systemd import Systemd
@@ -69,12 +69,10 @@ class Options(usage.Options):
         """Let twistd become the user of the configuration, unless it is told another itself.
 
         @return: C{config}, with a warning if that cannot be.
-        @raise StartError: there is no such user or group, or a group without a user.
+        @raise StartError: there is no such user, or no such group.
         """
         user, group = config.process.user, config.process.group
         if not user:
-            if group:
-                raise StartError("Group is set without User")
             return config
         owner = Owner.named(user, group)
         if os.geteuid() != 0:

@@ -242,6 +242,13 @@ class CheckTests(Case):
         said = self.warned("AppPath = /nowhere/c\n")
         self.assertIn(":1: AppPath: there is no /nowhere/c\n", said)
 
+    def test_a_user_that_there_is_not_here_is_warned_of(self):
+        said = self.warned("\nUser = no-such-user\n")
+        self.assertIn(':2: User: there is no user "no-such-user"\n', said)
+        said = self.warned("User = nobody\nGroup = no-such-group\n")
+        self.assertIn('Group: there is no group "no-such-group"\n', said)
+        self.assertEqual(self.warned("User = nobody\n"), "")
+
     def test_masks_of_cpus_that_are_not_there_are_warned_of(self):
         before = os.sched_getaffinity(0)
         nowhere = "1" + "0" * 4000

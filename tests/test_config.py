@@ -551,6 +551,11 @@ class WarningTests(ConfigCase):
             text = "WorkerProcesses = 3", f"worker_cpu_affinity = {fitting}"
             self.assertEqual(self.parsed(*text).warnings, ())
 
+    def test_a_group_needs_a_user(self):
+        self.parsed("User = a", "Group = b")
+        expected = "a.conf:1: Group = b: there is no User; allowed: a group, beside a User"
+        self.assertEqual(self.refusal("Group = b"), expected)
+
     def test_cpus_of_no_workers_are_ignored(self):
         expected = "a.conf:2: worker_cpu_affinity is ignored: there are no workers"
         for value in ("1", "auto"):

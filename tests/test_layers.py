@@ -21,14 +21,15 @@ MAY_IMPORT = {
     "native": "_native",
     "app": "config errors message",
     "loading": "app errors",
+    "owner": "errors",
     "certificates": "config errors",
     "core": "errors message native",
     "client": "app core errors message",
     "net": "app core errors message native",
-    "process": "app certificates config core errors loading native net",
-    "tap": "config errors process",
+    "process": "app certificates config core errors loading native net owner",
+    "tap": "config errors owner process",
     "accounts": "config",
-    "commands": "accounts app certificates client config core errors loading message native",
+    "commands": "accounts app certificates client config core errors loading message native owner",
     "__main__": "commands",
 }
 """By layer, the other layers that it may import; the layer "" is C{ccserver} itself, the public

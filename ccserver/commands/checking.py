@@ -19,6 +19,7 @@ from ccserver.core import checksum
 from ccserver.errors import ConfigError, StartError
 from ccserver.loading import missing_module
 from ccserver.native import native
+from ccserver.owner import Owner
 
 ACCOUNTS = "ccserver.accounts:app"
 """The application whose C{DBInfo} can be read here: another may mean something else by it."""
@@ -103,6 +104,11 @@ def _doubts(found: Config) -> Iterator[str]:
     for path in found.app.path:
         if not os.path.exists(path):
             yield str(found.refusal("AppPath", f"AppPath: there is no {path}"))
+    try:
+        if found.process.user:
+            Owner.named(found.process.user, found.process.group)
+    except StartError as error:
+        yield str(found.refusal("User", str(error)))
     for cpus in dict.fromkeys(found.process.affinity.sets):
         if found.process.workers and not _may_run_on(cpus):
             why = f"worker_cpu_affinity: none of the CPUs of {mask(cpus)} may be used here"

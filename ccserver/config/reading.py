@@ -110,7 +110,7 @@ class Reading:
         return part
 
     def process(self) -> ProcessSettings:
-        """The part whose CPUs should be as many as its workers."""
+        """The part whose CPUs should be as many as its workers, and whose group needs a user."""
         part = self.part(ProcessSettings)
         entry, masks = self.entries.get("worker_cpu_affinity"), len(part.affinity.sets)
         if entry is not None and part.workers == 0 and part.affinity != Affinity():
@@ -118,6 +118,8 @@ class Reading:
         elif entry is not None and masks > 1 and masks != part.workers:
             rest = "the last is for the rest" if masks < part.workers else "the rest is nobody's"
             self._warn(entry.line, f"{entry.key}: {masks} masks for {part.workers} workers: {rest}")
+        if part.group and not part.user:
+            self._refuse(self.entries["group"], "there is no User", "a group, beside a User")
         return part
 
     def database(self) -> DatabaseSettings:

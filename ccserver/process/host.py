@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ccserver.process.owner import Owner
+from ccserver.owner import Owner
 from ccserver.process.pidfile import PidFile
 from ccserver.process.systemd import Systemd
 

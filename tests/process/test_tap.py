@@ -20,10 +20,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver import tap
 from ccserver.errors import StartError
+from ccserver.owner import Owner
 from ccserver.process.listening import SOCKETS_VARIABLE
 from ccserver.process.logs import LineObserver
 from ccserver.process.master import Master
-from ccserver.process.owner import Owner
 from ccserver.process.single import SingleProcess
 from ccserver.process.systemd import Systemd
 from ccserver.process.upgrade import VARIABLE
@@ -166,9 +166,6 @@ class OwnerTests(TapCase):
         self.assertEqual(
             self.refusal("User = no-such-user"), 'ccserver: User: there is no user "no-such-user"\n'
         )
-
-    def test_a_group_needs_a_user(self):
-        self.assertEqual(self.refusal("Group = daemon"), "ccserver: Group is set without User\n")
 
 
 class ServiceTests(TapCase):

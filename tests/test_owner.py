@@ -10,7 +10,7 @@ from unittest import skipUnless
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.errors import StartError
-from ccserver.process.owner import Owner
+from ccserver.owner import Owner
 from tests.support import folder
 
 NOBODY = pwd.getpwnam("nobody")
