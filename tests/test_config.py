@@ -556,11 +556,12 @@ class WarningTests(ConfigCase):
         expected = "a.conf:1: Group = b: there is no User; allowed: a group, beside a User"
         self.assertEqual(self.refusal("Group = b"), expected)
 
-    def test_cpus_of_no_workers_are_ignored(self):
-        expected = "a.conf:2: worker_cpu_affinity is ignored: there are no workers"
-        for value in ("1", "auto"):
-            lines = "WorkerProcesses = 0", f"worker_cpu_affinity = {value}"
-            self.assert_warned(expected, *lines)
+    def test_cpus_and_policy_of_no_workers_are_ignored(self):
+        for text in ("worker_cpu_affinity = 1", "worker_cpu_affinity = auto"):
+            expected = "a.conf:2: worker_cpu_affinity is ignored: there are no workers"
+            self.assert_warned(expected, "WorkerProcesses = 0", text)
+        expected = "a.conf:2: WorkerScheduling is ignored: there are no workers"
+        self.assert_warned(expected, "WorkerProcesses = 0", "WorkerScheduling = batch")
         self.assertEqual(self.parsed("WorkerProcesses = 0", "worker_cpu_affinity =").warnings, ())
 
 

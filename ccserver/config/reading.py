@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from ccserver.config.addresses import Address, Listener
-from ccserver.config.affinity import Affinity
 from ccserver.config.application import DatabaseSettings
 from ccserver.config.conffile import Entry, printable, scan, shortened
 from ccserver.config.keys import (
@@ -112,10 +111,12 @@ class Reading:
     def process(self) -> ProcessSettings:
         """The part whose CPUs should be as many as its workers, and whose group needs a user."""
         part = self.part(ProcessSettings)
+        for setting in ("worker_cpu_affinity", "workerscheduling"):
+            entry = self.entries.get(setting)
+            if entry is not None and part.workers == 0 and entry.value not in ("", "normal"):
+                self._warn(entry.line, f"{entry.key} is ignored: there are no workers")
         entry, masks = self.entries.get("worker_cpu_affinity"), len(part.affinity.sets)
-        if entry is not None and part.workers == 0 and part.affinity != Affinity():
-            self._warn(entry.line, f"{entry.key} is ignored: there are no workers")
-        elif entry is not None and masks > 1 and masks != part.workers:
+        if entry is not None and part.workers and masks > 1 and masks != part.workers:
             rest = "the last is for the rest" if masks < part.workers else "the rest is nobody's"
             self._warn(entry.line, f"{entry.key}: {masks} masks for {part.workers} workers: {rest}")
         if part.group and not part.user:

@@ -89,8 +89,8 @@ class Administration:
 
     @property
     def busy(self) -> bool:
-        """Whether an operation is going on."""
-        return bool(self.doing)
+        """Whether an operation is going on, or none can be begun any more."""
+        return bool(self.doing or self._closed)
 
     @property
     def _state(self) -> str:
@@ -201,13 +201,11 @@ class Administration:
         return self._in_turn("rebalance", shift, _nobody)
 
     def recycle(self, process: WorkerOfMaster, reason: str) -> Deferred[Result]:
-        """Put a new worker in the place of one that serves, if it still does in its turn."""
+        """Put a new worker in the place of one that serves."""
         slot = process.slot
 
         async def recycle(progress: Progress) -> Result:
             fleet = self._fleet
-            if process not in fleet.serving:
-                return {}
             fresh = await fleet.prepare([slot], fleet.generation, fleet.config, fleet.listening)
             await fleet.commit(fresh, len(fleet.places), fleet.listening, progress)
             return {"slot": slot}

@@ -108,10 +108,15 @@ class Beat(amp.Command):
 class Leave(amp.Command):
     """Worker to master: a signal asks it to stop; answers whether that is seen to.
 
-    Then another worker takes its place and its connections, if one can, and it is told to stop.
+    Then another worker takes its place and its connections, and it gets L{Stop}; or none can, and
+    it gets L{Stay}.
     """
 
     response: ClassVar = [(b"accepted", amp.Boolean())]
+
+
+class Stay(amp.Command):
+    """Master to worker: no other can take its place, as it has asked by L{Leave}: serve on."""
 
 
 class Serve(amp.Command):

@@ -20,22 +20,16 @@ def schedule(settings: ProcessSettings, slot: int) -> None:
     try:
         _bind(settings.affinity, slot)
     except OSError as error:
-        log.error(
-            "worker process {slot} may not run on the CPUs {mask} of worker_cpu_affinity, but "
-            "runs on any: {error}",
-            slot=slot,
-            mask=mask(settings.affinity.of(slot)),
-            error=error,
-        )
+        text = "worker process {slot}: worker_cpu_affinity is not granted{of}: {error}"
+        cpus = settings.affinity.of(slot)
+        of = f", none of the CPUs of {mask(cpus)}" if cpus else ""
+        log.error(text, slot=slot, of=of, error=error)
     try:
         if settings.scheduling == "batch":
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     except OSError as error:
-        log.error(
-            "worker process {slot}: WorkerScheduling = batch is not granted: {error}",
-            slot=slot,
-            error=error,
-        )
+        text = "worker process {slot}: WorkerScheduling = batch is not granted: {error}"
+        log.error(text, slot=slot, error=error)
 
 
 def _bind(affinity: Affinity, slot: int) -> None:

@@ -22,14 +22,11 @@ from ccserver.process.host import Host
 from ccserver.process.inheritance import inherited
 from ccserver.process.listening import Listening, keepalive
 from ccserver.process.logs import LineObserver, ProcessLogger, bridge_stdlib
+from ccserver.process.worker import ECHO
 
 GRACEFUL = (signal.SIGTERM, signal.SIGQUIT)
 REOPEN = signal.SIGUSR1
 OPERATIONS = (signal.SIGHUP, signal.SIGUSR2, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU)
-ECHO = 0.25
-"""Seconds in which a second signal to stop is the same one: C{timeout} and a terminal signal the
-process and its group."""
-
 SIGNALS = (*GRACEFUL, signal.SIGINT, REOPEN, *OPERATIONS)
 
 

@@ -20,6 +20,10 @@ from ccserver.process.workers import WorkerOfMaster, WorkerState
 INTERVAL = 1.0
 """Seconds between two looks at who is due for recycling."""
 
+GROUP_GRACE = 0.5
+"""Seconds after a worker's signal in which the master may be asked to stop as well: C{timeout},
+terminals and supervisors signal all processes of a group."""
+
 RETRY = 60.0
 """Seconds before a recycling that failed is tried again."""
 
@@ -39,6 +43,7 @@ class Upkeep:
         # by timeout: workers beat as the configuration that they were started with says
         self._watches: dict[float, Watch[WorkerOfMaster]] = {}
         self._rules: dict[WorkerOfMaster, RecycleRule] = {}
+        self._leavers: dict[WorkerOfMaster, float] = {}  # since when
         self._not_before = 0.0
         self._balanced = reactor.seconds()
         self._relief = Relief(fleet)
@@ -85,13 +90,13 @@ class Upkeep:
             return True  # it has been
         if process.state is not WorkerState.READY:
             return False
-        recycling = self._administration.recycle(process, "signal")
-        recycling.addErrback(lambda failure: None)  # it serves on, and the log says why
+        self._leavers.setdefault(process, self._reactor.seconds())
         return True
 
     def gone(self, process: WorkerOfMaster) -> None:
         """A worker's process has ended."""
         self._rules.pop(process, None)
+        self._leavers.pop(process, None)
         self._relief.gone(process)
         for watch in self._watches.values():
             watch.remove(process)
@@ -125,7 +130,13 @@ class Upkeep:
 
     def _look(self) -> None:
         now = self._reactor.seconds()
-        if self._administration.busy or now < self._not_before:
+        if self._administration.busy:
+            return
+        for process, since in self._leavers.items():
+            if process in self._fleet.serving and now - since >= GROUP_GRACE:
+                self._replace(process)
+                return  # one at a time
+        if now < self._not_before:
             return
         for process in self._fleet.serving:
             rule = self._rules.get(process)
@@ -141,6 +152,11 @@ class Upkeep:
             moves = plan_slowly({each.slot: each.connections for each in self._fleet.awake})
             if moves:
                 self._administration.shift(moves).addErrback(lambda failure: None)
+
+    def _replace(self, leaver: WorkerOfMaster) -> None:
+        del self._leavers[leaver]
+        recycling = self._administration.recycle(leaver, "signal")
+        recycling.addErrback(lambda failure: leaver.stay())  # why, is in the log
 
     def _put_off(self, failure: Failure) -> None:
         """It is in the log already."""

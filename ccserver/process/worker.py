@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from threading import Event, Thread
 from typing import Any
 
@@ -48,6 +49,10 @@ loaded (DESIGN 6)."""
 
 ORPHAN_TIMEOUT = 0.5
 """Seconds that a worker without a master takes to answer what it has received."""
+
+ECHO = 0.25
+"""Seconds in which a second signal to stop is the same one: C{timeout} and a terminal signal the
+process and its group."""
 
 LEAVE_TIMEOUT = 5.0
 """Seconds that a master has to say whether it replaces a worker that a signal asks to stop."""
@@ -124,6 +129,11 @@ class _Link(link.Line):
     @link.Serve.responder
     def serve(self) -> dict[str, Any]:
         self._process.serve()
+        return {}
+
+    @link.Stay.responder
+    def stay(self) -> dict[str, Any]:
+        self._process.stay()
         return {}
 
     @link.StopAccepting.responder
@@ -244,7 +254,8 @@ class WorkerProcess:
         self._link: Any = _Link(self)
         self._server: Server | None = None
         self._stopping = False
-        self._asked = False  # by a signal, and the master has been told
+        self._asked = False  # the master, for a replacement
+        self._signalled_at = -inf
         self._ended = False
         self._noticed = Event()
         self._hasty: IDelayedCall | None = None
@@ -273,6 +284,10 @@ class WorkerProcess:
         if self._server is not None and not self._stopping:
             self._server.serve()
             self._beat()
+
+    def stay(self) -> None:
+        """Serve on, though a signal has asked to stop; the next one asks again."""
+        self._asked = False
 
     def stop_accepting(self) -> int:
         """Accept no more connections; how many there are."""
@@ -407,21 +422,30 @@ class WorkerProcess:
         ]
 
     def _signalled(self, number: int, frame: object) -> None:
-        self._reactor.callFromThread(self._leave)
+        self._reactor.callFromThread(self._leave, signal.Signals(number).name)
 
-    def _leave(self) -> None:
+    def _leave(self, name: str) -> None:
         """Ask the master for a replacement; stop, if there is none or at a second signal."""
+        now = self._reactor.seconds()
+        if self._stopping or now - self._signalled_at < ECHO:
+            return
+        self._signalled_at = now
         if self._server is None or self._asked:
-            self.stop(True, self._config.process.shutdown_timeout)
-        elif not self._stopping:
-            self._asked = True
-            asked = self._link.callRemote(link.Leave).addTimeout(LEAVE_TIMEOUT, self._reactor)
-            asked.addCallbacks(lambda answer: bool(answer["accepted"]), lambda failure: False)
-            asked.addCallback(self._has_asked)
+            self._stop_alone(f"{name} again" if self._asked else f"{name} received")
+            return
+        self.log.notice("{name} received: asking to be replaced", name=name)
+        self._asked = True
+        asked = self._link.callRemote(link.Leave).addTimeout(LEAVE_TIMEOUT, self._reactor)
+        asked.addCallbacks(lambda answer: bool(answer["accepted"]), lambda failure: False)
+        asked.addCallback(self._has_asked)
 
     def _has_asked(self, accepted: bool) -> None:
-        if not accepted:
-            self.stop(True, self._config.process.shutdown_timeout)
+        if not accepted and not self._stopping:
+            self._stop_alone("the master does not replace it")
+
+    def _stop_alone(self, why: str) -> None:
+        self.log.notice("{why}: stopping", why=why)
+        self.stop(True, self._config.process.shutdown_timeout)
 
     def _beat(self) -> None:
         """Tell the master how we are: from the reactor itself, which may be blocked."""

@@ -304,6 +304,10 @@ class WorkerOfMaster(ProcessProtocol):
             lambda failure: f"{self}, does not answer" if self.linked else "",
         )
 
+    def stay(self) -> None:
+        """Tell it that no other can take its place."""
+        self._tell(link.Stay)
+
     def stop(self, graceful: bool, timeout: float) -> None:
         """Ask it to stop within C{timeout} seconds."""
         self.state = WorkerState.STOPPING

@@ -94,6 +94,20 @@ class GracefulTests(StopCase):
 
         self.answers_all(stop)
 
+    def test_where_workers_hear_of_it_before_the_master_none_is_replaced(self):
+        server = self.serve(workers=3)
+        workers = server.workers().values()
+        server.send_signal(signal.SIGSTOP)
+        for pid in workers:
+            os.kill(pid, signal.SIGTERM)
+        asked = "SIGTERM received: asking"
+        wait_until(lambda: server.log.count(asked) == 3, "the workers to notice")
+        server.send_signal(signal.SIGTERM)
+        server.send_signal(signal.SIGCONT)
+        self.assertEqual(server.wait(), -signal.SIGTERM)
+        self.assertNotIn("recycling", server.log)
+        self.assertNotIn("Traceback", server.log)
+
     def test_two_terms_at_once_are_one(self):
         def stop(server):
             server.send_signal(signal.SIGTERM)

@@ -225,15 +225,6 @@ class MovingTests(AdministrationCase):
         self.assertIn("recycling of worker 1 (max_age) done", self.said())
         self.assertEqual(self.fleet.generation, 1)
 
-    def test_who_serves_no_more_when_its_turn_comes_is_not_recycled(self):
-        administration = self.administered()
-        process = self.fleet.serving[1]
-        reloading = administration.reload(nobody)
-        recycling = administration.recycle(process, "signal")
-        self.did(reloading)
-        self.assertNotIn("slot", self.did(recycling))
-        self.assertEqual(len(self.workers()), 4)
-
     def test_a_recycling_that_fails_keeps_the_old_one(self):
         administration = self.administered()
         recycling = administration.recycle(self.fleet.serving[1], "max_age")

@@ -68,10 +68,19 @@ class SchedulingTests(SynchronousTestCase):
             (told,) = self.schedule(f"worker_cpu_affinity = {value}", 1)
             self.assertEqual(
                 told,
-                "worker process 1 may not run on the CPUs 101 of worker_cpu_affinity, but runs on "
-                "any: [Errno 22] Invalid argument",
+                "worker process 1: worker_cpu_affinity is not granted, none of the CPUs of 101: "
+                "[Errno 22] Invalid argument",
             )
             self.assertEqual(self.kernel.cpus, {1, 3})
+
+    def test_where_no_cpu_may_be_chosen_that_is_told(self):
+        def refuse(*arguments: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        self.patch(Kernel, "sched_setaffinity", refuse)
+        (told,) = self.schedule("worker_cpu_affinity = auto", 1)
+        expected = "worker process 1: worker_cpu_affinity is not granted: [Errno 1] "
+        self.assertEqual(told, f"{expected}Operation not permitted")
 
     def test_a_worker_may_be_scheduled_as_a_batch(self):
         self.assertEqual(self.schedule("WorkerScheduling = batch"), [])

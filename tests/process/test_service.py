@@ -9,8 +9,8 @@ from typing import Any
 
 from ccserver.errors import OperationFailed
 from ccserver.process.ending import KILL_GRACE
-from ccserver.process.service import ECHO
 from ccserver.process.serving import HOOK_TIMEOUT
+from ccserver.process.worker import ECHO
 from tests.process.masters import MasterCase
 
 

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from ccserver.process.stacks import STACKS_SIGNAL
-from ccserver.process.upkeep import RETRY, Upkeep
+from ccserver.process.upkeep import GROUP_GRACE, RETRY, Upkeep
 from ccserver.process.worker import EXIT_APP
 from ccserver.process.workers import WorkerOfMaster, WorkerState
 from tests.process.fleets import AdministrationCase, FakeOwner
@@ -243,7 +243,9 @@ class RecyclingTests(UpkeepCase):
 
 
 class LeaveTests(UpkeepCase):
-    def test_who_is_asked_to_leave_by_a_signal_is_replaced_first(self):
+    """A signal asks a worker to stop."""
+
+    def test_it_is_replaced_first(self):
         first, second = self.tended()
         self.assertTrue(first.leave())
         self.assertEqual(first.told, ["serve"])
@@ -254,14 +256,43 @@ class LeaveTests(UpkeepCase):
         self.assertEqual(second.told, ["serve"])
         self.assertIn("recycling of worker 0 (signal) done", self.said())
 
-    def test_who_leaves_already_is_not_replaced_twice(self):
+    def test_asked_together_they_are_replaced_one_after_the_other(self):
+        workers = self.tended(3)
+        for each in workers:
+            self.assertTrue(each.leave())
+        self.live(10)
+        self.assertEqual([each.told[-1][0] for each in workers], ["stop"] * 3)
+        self.assertEqual(len(self.workers(since=3)), 3)
+
+    def test_where_the_server_is_asked_to_stop_as_well_nobody_is_replaced(self):
         first, _ = self.tended()
-        first.leave()
+        self.assertTrue(first.leave())
+        self.turn(GROUP_GRACE / 2)
+        self.upkeep._administration.begin_stop()
+        self.live(5)
+        self.assertEqual(len(self.workers()), 2)
+        self.assertNotIn("recycling", self.said())
+
+    def test_an_operation_that_goes_on_is_waited_for(self):
+        first, _ = self.tended()
+        self.upkeep._administration.doing = "upgrade"
         self.assertTrue(first.leave())
         self.live(5)
-        self.assertEqual(len(self.workers()), 3)
+        self.assertEqual(len(self.workers()), 2)
+        self.upkeep._administration.doing = ""
+        self.live(5)
+        self.assertEqual(first.told[-1][0], "stop")
 
-    def test_who_hands_its_connections_over_or_stops_need_not_be_replaced(self):
+    def test_one_that_is_replaced_meanwhile_is_not_replaced_again(self):
+        first, _ = self.tended()
+        self.assertTrue(first.leave())
+        reloading = self.upkeep._administration.reload(lambda text: None)
+        self.live(5)
+        self.successResultOf(reloading)
+        self.assertEqual(len(self.workers()), 4)
+        self.assertNotIn("recycling", self.said())
+
+    def test_one_that_hands_its_connections_over_or_stops_need_not_be(self):
         first, _ = self.tended()
         for state in (WorkerState.LEAVING, WorkerState.STOPPING):
             self.patch(self.fleet.places[0].worker, "state", state)
@@ -269,21 +300,25 @@ class LeaveTests(UpkeepCase):
             self.live(5)
             self.assertEqual(len(self.workers()), 2)
 
-    def test_who_does_not_serve_yet_is_not(self):
-        self.tended()
-        self.workers()[0].die()
+    def test_one_that_does_not_serve_yet_may_stop_by_itself(self):
+        first, _ = self.tended()
+        first.die()
         self.turn()
         (replacement,) = self.workers(since=2)
         self.assertFalse(replacement.leave())
 
-    def test_where_no_other_can_start_it_serves_on(self):
+    def test_where_no_other_can_start_it_stays(self):
         first, _ = self.tended()
         self.assertTrue(first.leave())
+        while not self.workers(since=2):
+            self.turn(0.5)
         (fresh,) = self.workers(since=2)
         fresh.failed(EXIT_APP, "no")
-        self.live(5)
-        self.assertEqual(first.told, ["serve"])
+        self.turn()
+        self.assertEqual(first.told, ["serve", "stay"])
         self.assertIn("recycling of worker 0 (signal) failed: no", self.said())
+        self.live(5)
+        self.assertEqual(len(self.workers()), 3)
 
 
 class SilentStarters:

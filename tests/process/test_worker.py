@@ -21,7 +21,7 @@ from ccserver.errors import AppError, ConfigError, StartError
 from ccserver.net.port import DirectPort
 from ccserver.process import link, worker
 from ccserver.process.logs import LineObserver
-from ccserver.process.worker import EXIT_APP, EXIT_CONFIG, EXIT_START, Order, WorkerProcess
+from ccserver.process.worker import ECHO, EXIT_APP, EXIT_CONFIG, EXIT_START, Order, WorkerProcess
 from tests.ports import free_port
 from tests.support import FakeReactor, FakeTransport, folder, logged, open_descriptors, texts
 
@@ -81,7 +81,7 @@ class MasterEnd(link.Line):
     """The master's end of the link, remembering what the worker says.
 
     @ivar beats: the figures.
-    @ivar leaves: what it answers who is to leave.
+    @ivar leaves: what it answers to L{link.Leave}.
     """
 
     def __init__(self) -> None:
@@ -305,29 +305,51 @@ class StopTests(WorkerProcessCase):
         self.reactor.pump([0.1] * 5)
         self.assertEqual(self.reactor.stops, 1)
 
-    def signalled(self) -> None:
+    def signalled(self, number: int = signal.SIGTERM) -> None:
         """A signal has come, and what follows from it has happened."""
-        self.handlers[signal.SIGTERM](signal.SIGTERM, None)
-        self.assertNotIn("leave", self.master.heard[-1:], "not in the signal handler")
+        self.handlers[number](number, None)
         self.reactor.pump([0.1] * 5)
         self.talk()
         self.reactor.pump([0.1] * 5)
 
+    def test_in_a_signal_handler_nothing_is_done(self):
+        self.serving()
+        self.handlers[signal.SIGTERM](signal.SIGTERM, None)
+        self.talk()
+        self.assertEqual((self.master.heard, self.reactor.stops), (["ready"], 0))
+
     def test_at_a_signal_it_serves_on_until_the_master_has_replaced_it(self):
+        events = logged(self)
         self.serving()
         self.signalled()
         self.assertEqual(self.master.heard, ["ready", "leave"])
+        self.assertIn("SIGTERM received: asking to be replaced", texts(events))
         self.reactor.pump([1.0] * 60)
         self.assertTrue(self.accepts)
         self.ask(link.Stop, graceful=True, timeout=5.0)
         self.reactor.pump([0.1] * 5)
         self.assertEqual(self.reactor.stops, 1)
 
+    def test_before_it_serves_a_signal_stops_it(self):
+        hook = "from twisted.internet.defer import Deferred\n@app.on_worker_start\n"
+        self.begun(APP + hook + "async def start(worker):\n    await Deferred()\n")
+        self.signalled()
+        self.assertEqual((self.master.heard, self.reactor.stops), ([], 1))
+
+    def test_while_it_stops_a_signal_is_nothing_new(self):
+        self.serving(APP + WAITS)
+        self.master.callRemote(link.Stop, graceful=True, timeout=5.0)
+        self.talk()
+        self.signalled()
+        self.assertNotIn("leave", self.master.heard)
+
     def test_a_signal_that_the_master_does_not_see_to_stops_it(self):
+        events = logged(self)
         self.serving()
         self.master.leaves = {"accepted": False}
         self.signalled()
         self.assertEqual(self.reactor.stops, 1)
+        self.assertIn("the master does not replace it: stopping", texts(events))
 
     def test_a_signal_stops_it_where_the_master_does_not_answer(self):
         self.serving()
@@ -347,12 +369,28 @@ class StopTests(WorkerProcessCase):
         self.assertEqual(self.reactor.stops, 1)
 
     def test_a_second_signal_stops_it(self):
+        events = logged(self)
         self.serving()
         self.signalled()
-        self.handlers[signal.SIGTERM](signal.SIGTERM, None)
-        self.reactor.pump([0.1] * 5)
+        self.signalled(signal.SIGQUIT)
         self.assertEqual(self.master.heard.count("leave"), 1)
         self.assertEqual(self.reactor.stops, 1)
+        self.assertIn("SIGQUIT again: stopping", texts(events))
+
+    def test_a_signal_that_comes_twice_at_once_is_one(self):
+        self.serving()
+        for _ in range(2):
+            self.handlers[signal.SIGTERM](signal.SIGTERM, None)
+            self.reactor.pump([ECHO / 4] * 2)
+        self.assertEqual(self.reactor.stops, 0)
+
+    def test_told_to_stay_it_asks_again_at_the_next_signal(self):
+        self.serving()
+        self.signalled()
+        self.ask(link.Stay)
+        self.signalled()
+        self.assertEqual(self.master.heard.count("leave"), 2)
+        self.assertEqual(self.reactor.stops, 0)
 
     def test_without_a_master_it_stops(self):
         events = logged(self)

@@ -64,6 +64,10 @@ class WorkerEnd(link.Line):
     def serve(self) -> Any:
         return self._answer("serve", {})
 
+    @link.Stay.responder
+    def stay(self) -> Any:
+        return self._answer("stay", {})
+
     @link.StopAccepting.responder
     def stop_accepting(self) -> Any:
         return self._answer("stop accepting", {"connections": self.connections})
