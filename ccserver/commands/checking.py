@@ -14,7 +14,7 @@ import click
 from ccserver import config
 from ccserver.certificates import Certificates
 from ccserver.config import Config
-from ccserver.config.affinity import mask
+from ccserver.config.affinity import quoted
 from ccserver.core import checksum
 from ccserver.errors import ConfigError, StartError
 from ccserver.loading import missing_module
@@ -111,7 +111,7 @@ def _doubts(found: Config) -> Iterator[str]:
         yield str(found.refusal("User", str(error)))
     for cpus in dict.fromkeys(found.process.affinity.sets):
         if found.process.workers and not _may_run_on(cpus):
-            why = f"worker_cpu_affinity: none of the CPUs of {mask(cpus)} may be used here"
+            why = f"worker_cpu_affinity: none of the CPUs of {quoted(cpus)} may be used here"
             yield str(found.refusal("worker_cpu_affinity", why))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     few = found.few_descriptors(inf if hard == resource.RLIM_INFINITY else hard)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
+from ccserver.config.conffile import shortened
 from ccserver.config.values import Kind
 
 
@@ -42,11 +43,15 @@ class AffinityMasks(Kind[Affinity]):
         return Affinity(sets, automatic)
 
     def show(self, value: Affinity) -> str:
-        return " ".join([*(["auto"] if value.automatic else []), *map(mask, value.sets)])
+        return " ".join([*(["auto"] if value.automatic else []), *map(_mask, value.sets)])
 
 
-def mask(cpus: AbstractSet[int]) -> str:
-    """The CPUs as binary digits, the last of which is CPU 0."""
+def quoted(cpus: AbstractSet[int]) -> str:
+    """The mask of the CPUs as a message quotes it."""
+    return shortened(_mask(cpus))
+
+
+def _mask(cpus: AbstractSet[int]) -> str:
     return format(sum(1 << cpu for cpu in cpus), "b")
 
 

@@ -268,14 +268,12 @@ class Fleet:
         wait = self._stacks_at - now
         self._while_there(process, wait, lambda: process.send_signal(STACKS_SIGNAL))
         self._while_there(process, wait + STACKS_GRACE, process.kill)
-        for place in self.places:
-            if place.lender is process:
-                place.lender = None
-                self._lend(place)
-            if place.worker is process:
-                place.worker = None
-                self._lend(place)
-                self._vacant(place, process, f"{process} is blocked")
+        self._replace(process, f"{process} is blocked")
+
+    def replace_stopping(self, process: WorkerOfMaster) -> None:
+        """Replace a worker that stops by itself; what it has it ends meanwhile."""
+        process.state = WorkerState.STOPPING
+        self._replace(process, f"{process} was asked to stop")
 
     def relieve(self, process: WorkerOfMaster, others: list[WorkerOfMaster]) -> None:
         """Let one of C{others} accept from the sockets of C{process} as well."""
@@ -325,6 +323,7 @@ class Fleet:
         process = WorkerOfMaster(number, generation, config, self._reactor.seconds)
         process.on_beat = self._owner.worker_beat
         process.on_leave = self._owner.worker_leaves
+        process.on_stopping = self.replace_stopping
         self.workers.add(process)
         return process
 
@@ -380,6 +379,17 @@ class Fleet:
             place.slot.stopping()
             place.end_lending()
         return [place.worker for place in removed if place.worker is not None]
+
+    def _replace(self, process: WorkerOfMaster, reason: str) -> None:
+        """Let others serve instead of a worker that is there still, and start one in its place."""
+        for place in self.places:
+            if place.lender is process:
+                place.lender = None
+                self._lend(place)
+            if place.worker is process:
+                place.worker = None
+                self._lend(place)
+                self._vacant(place, process, reason)
 
     def _retire(self, process: WorkerOfMaster) -> None:
         """Let a worker that leaves end what it has left, and go."""

@@ -115,6 +115,12 @@ class Leave(amp.Command):
     response: ClassVar = [(b"accepted", amp.Boolean())]
 
 
+class Stopping(amp.Command):
+    """Worker to master: it stops by itself: its place is free."""
+
+    requiresAnswer = False
+
+
 class Stay(amp.Command):
     """Master to worker: no other can take its place, as it has asked by L{Leave}: serve on."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ccserver.config import ProcessSettings
-from ccserver.config.affinity import Affinity, mask
+from ccserver.config.affinity import Affinity, quoted
 from ccserver.process.logs import ProcessLogger
 
 log = ProcessLogger()
@@ -22,7 +22,7 @@ def schedule(settings: ProcessSettings, slot: int) -> None:
     except OSError as error:
         text = "worker process {slot}: worker_cpu_affinity is not granted{of}: {error}"
         cpus = settings.affinity.of(slot)
-        of = f", none of the CPUs of {mask(cpus)}" if cpus else ""
+        of = f", none of the CPUs of {quoted(cpus)}" if cpus else ""
         log.error(text, slot=slot, of=of, error=error)
     try:
         if settings.scheduling == "batch":

@@ -430,8 +430,12 @@ class WorkerProcess:
         if self._stopping or now - self._signalled_at < ECHO:
             return
         self._signalled_at = now
-        if self._server is None or self._asked:
-            self._stop_alone(f"{name} again" if self._asked else f"{name} received")
+        if self._server is None:
+            reason = f"{name} received before it could serve"
+            Deferred.fromCoroutine(self._fail(EXIT_START, reason)).addErrback(self._broken)
+            return
+        if self._asked:
+            self._stop_alone(f"{name} again")
             return
         self.log.notice("{name} received: asking to be replaced", name=name)
         self._asked = True
@@ -445,6 +449,7 @@ class WorkerProcess:
 
     def _stop_alone(self, why: str) -> None:
         self.log.notice("{why}: stopping", why=why)
+        self._link.callRemote(link.Stopping)
         self.stop(True, self._config.process.shutdown_timeout)
 
     def _beat(self) -> None:

@@ -106,6 +106,11 @@ class _Link(link.Line):
     def leave(self) -> dict[str, Any]:
         return {"accepted": self._process.on_leave(self._process)}
 
+    @link.Stopping.responder
+    def stopping(self) -> dict[str, Any]:
+        self._process.on_stopping(self._process)
+        return {}
+
     @link.Beat.responder
     def beat(self, figures: str) -> dict[str, Any]:
         self._process.has_beaten(json.loads(figures))
@@ -126,6 +131,7 @@ class WorkerOfMaster(ProcessProtocol):
     @ivar rate: packets a second between its last two beats.
     @ivar on_beat: is called when it has.
     @ivar on_leave: is called when a signal asks it to stop; whether that is seen to.
+    @ivar on_stopping: is called when it stops by itself.
     @ivar since: the time it was started.
     @ivar loaded: it can serve; fails with L{NotReady}.
     @ivar gone: its process has ended.
@@ -152,6 +158,7 @@ class WorkerOfMaster(ProcessProtocol):
         self.rate = 0.0
         self.on_beat: Callable[[WorkerOfMaster], None] = lambda process: None
         self.on_leave: Callable[[WorkerOfMaster], bool] = lambda process: False
+        self.on_stopping: Callable[[WorkerOfMaster], None] = lambda process: None
         self.loaded: Moment[None] = Moment()
         self.gone: Moment[Ended] = Moment()
         self._link: Any = _Link(self)

@@ -95,6 +95,28 @@ class TrafficTests(ScalingCase):
         wait_until(lambda: old not in server.processes(), "the old one to be gone")
 
 
+class SecondSignalTests(ScalingCase):
+    def is_busy(self) -> bool:
+        rows = self.operator.ask("connections")["connections"]
+        return [row["state"] for row in rows] == ["busy"]
+
+    def test_who_stops_by_itself_is_replaced_while_it_ends_what_it_has(self):
+        server = self.serve(workers=1)
+        (old,) = server.workers().values()
+
+        def stops() -> bool:
+            os.kill(old, signal.SIGTERM)
+            return "SIGTERM again: stopping" in server.log
+
+        with server.connect() as slow:
+            slow.send((apps.SLEEP, b"20000"))  # milliseconds
+            wait_until(self.is_busy, "its handler to run")
+            wait_until(stops, "the worker to have had enough")
+            with server.connect() as other:
+                self.assertNotEqual(int(other.ask(apps.PID)), old)
+            self.assertIn(old, server.processes())
+
+
 class ScalingTests(ScalingCase):
     def test_the_automatic_balance_moves_connections_until_all_have_their_share(self):
         server = self.serve(workers=2, RebalanceInterval="200ms")

@@ -294,6 +294,47 @@ class StopTests(FleetCase):
         self.assertNotIn("critical", str(line["log_level"]))
 
 
+class StoppingTests(FleetCase):
+    """A worker that stops by itself."""
+
+    def stopping(self) -> FakeWorkerProcess:
+        spawned = self.serving(2)
+        self.live(5)
+        self.immortal.add(spawned[0])
+        spawned[0].stops()
+        self.turn()
+        return spawned[0]
+
+    def live(self, seconds: float) -> None:
+        """Time in which all beat, so that who ends has served for long."""
+        for _ in range(int(seconds)):
+            for each in self.workers():
+                each.beat()
+            self.turn(1.0)
+
+    def test_it_is_replaced_at_once_and_ends_what_it_has(self):
+        old = self.stopping()
+        (replacement,) = self.workers(since=2)
+        self.assertEqual(replacement.order.slot, 0)
+        replacement.ready()
+        self.assertIn("serve", replacement.told)
+        self.assertFalse(old.killed)
+        old.die(0)
+        self.turn()
+        self.assertEqual(len(self.workers()), 3)
+
+    def test_meanwhile_another_accepts_for_it(self):
+        self.stopping()
+        self.assertIn("lend", [each[0] for each in self.workers()[1].told])
+
+    def test_its_end_is_no_alert(self):
+        old = self.stopping()
+        old.die(0)
+        self.turn()
+        self.assertIn("exited with status 0", self.said())
+        self.assertNotIn("alert", {LEVELS[severity_of(event)] for event in self.events})
+
+
 class BlockedTests(FleetCase):
     """A worker whose reactor gives no sign of life."""
 

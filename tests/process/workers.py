@@ -189,6 +189,11 @@ class FakeWorkerProcess:
         accepted: bool = answer["accepted"]
         return accepted
 
+    def stops(self) -> None:
+        """It stops by itself."""
+        self.end.callRemote(link.Stopping)
+        self.talk()
+
     def unlink(self) -> None:
         """Its end of the link is closed."""
         self.masters.lose(ConnectionDone())
