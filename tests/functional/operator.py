@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from tests.functional.server import (
+    PLAIN,
     ROOT,
     ServerProcess,
     descriptors,
@@ -77,7 +78,7 @@ class Operator:
             capture_output=True,
             text=True,
             timeout=60,
-            env={**os.environ, "PYTHONPATH": ROOT},
+            env={**os.environ, "PYTHONPATH": f"{PLAIN}:{ROOT}"},
         )
 
     def signal_and_wait(self, number: int, line: str, failure: str = " failed: ") -> None:

@@ -27,6 +27,9 @@ from tests.ports import bind, free_port
 T = TypeVar("T")
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(ccserver.__file__)))
+PLAIN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "plain")
+"""Has whoever finds it in his path do without pyOpenSSL."""
+
 ECHO = "tests.functional.apps:echo"
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
 FIGURES = "CCSERVER_TEST_FIGURES"
@@ -216,7 +219,7 @@ class ServerProcess:
                 stdout=stdout,
                 stderr=stderr,
                 cwd=self.folder,
-                env={**os.environ, "PYTHONPATH": ROOT, **self.environment()},
+                env={**os.environ, "PYTHONPATH": f"{PLAIN}:{ROOT}", **self.environment()},
                 start_new_session=True,
                 **self.passed(),
             )
