@@ -246,7 +246,7 @@ class CheckTests(Case):
         said = self.warned("\nUser = no-such-user\n")
         self.assertIn(':2: User: there is no user "no-such-user"\n', said)
         said = self.warned("User = nobody\nGroup = no-such-group\n")
-        self.assertIn('Group: there is no group "no-such-group"\n', said)
+        self.assertIn(':2: Group: there is no group "no-such-group"\n', said)
         self.assertEqual(self.warned("User = nobody\n"), "")
 
     def test_masks_of_cpus_that_are_not_there_are_warned_of(self):

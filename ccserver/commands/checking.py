@@ -108,7 +108,7 @@ def _doubts(found: Config) -> Iterator[str]:
         if found.process.user:
             Owner.named(found.process.user, found.process.group)
     except StartError as error:
-        yield str(found.refusal("User", str(error)))
+        yield str(found.refusal(str(error).partition(":")[0], str(error)))
     for cpus in dict.fromkeys(found.process.affinity.sets):
         if found.process.workers and not _may_run_on(cpus):
             why = f"worker_cpu_affinity: none of the CPUs of {quoted(cpus)} may be used here"

@@ -144,6 +144,8 @@ class Fleet:
             for each in started:
                 if each.gone.over:
                     raise NotReady(f"{each}, ended as soon as it was ready")
+                if each.state is WorkerState.STOPPING:
+                    raise NotReady(f"{each}, was asked to stop")
             listening.listen()
         except BaseException as error:
             for each in started:
@@ -194,7 +196,7 @@ class Fleet:
         for process in fresh:
             place = self.places[process.slot]
             self._serve(place, process)
-            if process.gone.over and place.worker is process:  # it has ended since it was ready
+            if place.worker is process and not process.lives:  # no more, since it was ready
                 place.worker = None
                 self._vacant(place, process, str(process))
         targets = self.awake
@@ -272,7 +274,7 @@ class Fleet:
 
     def replace_stopping(self, process: WorkerOfMaster) -> None:
         """Replace a worker that stops by itself; what it has it ends meanwhile."""
-        process.state = WorkerState.STOPPING
+        self._retire(process)
         self._replace(process, f"{process} was asked to stop")
 
     def relieve(self, process: WorkerOfMaster, others: list[WorkerOfMaster]) -> None:
@@ -365,7 +367,7 @@ class Fleet:
             return
         first = not place.slot.was_ready
         place.slot.ready(self._reactor.seconds())
-        if process.gone.over:
+        if not process.lives:
             return
         process.serve()
         place.end_lending()

@@ -116,9 +116,7 @@ class Leave(amp.Command):
 
 
 class Stopping(amp.Command):
-    """Worker to master: it stops by itself: its place is free."""
-
-    requiresAnswer = False
+    """Worker to master: it stops by itself as soon as that is answered: its place is free."""
 
 
 class Stay(amp.Command):

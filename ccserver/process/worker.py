@@ -48,7 +48,8 @@ EXIT_CONFIG, EXIT_START, EXIT_APP = 1, 3, 4
 loaded (DESIGN 6)."""
 
 ORPHAN_TIMEOUT = 0.5
-"""Seconds that a worker without a master takes to answer what it has received."""
+"""Seconds that a worker without a master takes to answer what it has received, or that the master
+has to hear that it stops by itself."""
 
 ECHO = 0.25
 """Seconds in which a second signal to stop is the same one: C{timeout} and a terminal signal the
@@ -449,8 +450,10 @@ class WorkerProcess:
 
     def _stop_alone(self, why: str) -> None:
         self.log.notice("{why}: stopping", why=why)
-        self._link.callRemote(link.Stopping)
-        self.stop(True, self._config.process.shutdown_timeout)
+        self._stopping = True
+        timeout = self._config.process.shutdown_timeout
+        told = self._link.callRemote(link.Stopping).addTimeout(ORPHAN_TIMEOUT, self._reactor)
+        told.addBoth(lambda result: self.stop(True, timeout))
 
     def _beat(self) -> None:
         """Tell the master how we are: from the reactor itself, which may be blocked."""

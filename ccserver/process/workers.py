@@ -178,6 +178,11 @@ class WorkerOfMaster(ProcessProtocol):
         return self._link.transport is not None
 
     @property
+    def lives(self) -> bool:
+        """Whether it has neither ended nor been asked to stop."""
+        return not self.gone.over and self.state is not WorkerState.STOPPING
+
+    @property
     def silence(self) -> float:
         """Seconds since its last sign of life."""
         return self._clock() - self._beaten

@@ -7,6 +7,7 @@ import os
 import signal
 from typing import Any
 
+from ccserver.errors import OperationFailed
 from ccserver.process import worker
 from ccserver.process.ending import KILL_GRACE
 from ccserver.process.fleet import STACKS_GRACE
@@ -321,6 +322,36 @@ class StoppingTests(FleetCase):
         self.assertFalse(old.killed)
         old.die(0)
         self.turn()
+        self.assertEqual(len(self.workers()), 3)
+
+    def test_one_that_does_not_end_is_killed(self):
+        old = self.stopping()
+        self.assertEqual(old.told[-1][:2], ("stop", True))
+        self.turn(self.fleet.config.process.shutdown_timeout + HOOK_TIMEOUT + KILL_GRACE + 0.1)
+        self.assertTrue(old.killed)
+
+    def test_one_that_was_to_take_another_place_is_not_ready(self):
+        self.serving(2)
+        prepared = self.prepared(0, 1)
+        first, second = self.workers(since=2)
+        first.ready()
+        first.stops()
+        second.ready()
+        self.turn()
+        failure = self.failureResultOf(prepared, OperationFailed)
+        self.assertIn("was asked to stop", str(failure.value))
+        self.assertEqual([each.told[-1] for each in self.workers()[:2]], ["serve"] * 2)
+
+    def test_nor_does_it_serve_if_it_stops_when_it_is_to_begin(self):
+        self.serving(1)
+        prepared = self.prepared(0)
+        (fresh,) = self.workers(since=1)
+        fresh.ready()
+        (process,) = self.successResultOf(prepared)
+        fresh.stops()
+        self.committed([process], 1)
+        self.turn()
+        self.assertNotIn("serve", fresh.told)
         self.assertEqual(len(self.workers()), 3)
 
     def test_meanwhile_another_accepts_for_it(self):
