@@ -47,6 +47,17 @@ class StartError(CcserverError):
     reason = "start"
 
 
+class UnknownOwner(StartError):
+    """There is no such user, or group.
+
+    @ivar key: the key that names it.
+    """
+
+    def __init__(self, key: str, name: str) -> None:
+        super().__init__(f'{key}: there is no {key.lower()} "{name}"')
+        self.key = key
+
+
 class OperationFailed(CcserverError):
     """An operator's command was not carried out, or not to its end: the text says why."""
 

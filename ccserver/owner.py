@@ -8,7 +8,7 @@ import pwd
 import stat
 from dataclasses import dataclass
 
-from ccserver.errors import StartError
+from ccserver.errors import UnknownOwner
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Owner:
     def named(cls, user: str, group: str) -> Owner:
         """The user and the group of these names, or numbers; without a group, the user's.
 
-        @raise StartError: there is no such user, or no such group.
+        @raise UnknownOwner: there is no such user, or no such group.
         """
         known = _user(user)
         return cls(known.pw_uid, _group(group) if group else known.pw_gid)
@@ -35,7 +35,7 @@ class Owner:
     def with_ids(cls, uid: int | str, gid: int | str | None) -> Owner:
         """The user and the group of these numbers; without a group, the user's.
 
-        @raise StartError: there is no such user.
+        @raise UnknownOwner: there is no such user.
         """
         known = _user(str(uid))
         return cls(known.pw_uid, known.pw_gid if gid is None else int(gid))
@@ -64,11 +64,11 @@ def _user(name: str) -> pwd.struct_passwd:
     try:
         return pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
     except (KeyError, OverflowError):
-        raise StartError(f'User: there is no user "{name}"') from None
+        raise UnknownOwner("User", name) from None
 
 
 def _group(name: str) -> int:
     try:
         return (grp.getgrgid(int(name)) if name.isdecimal() else grp.getgrnam(name)).gr_gid
     except (KeyError, OverflowError):
-        raise StartError(f'Group: there is no group "{name}"') from None
+        raise UnknownOwner("Group", name) from None

@@ -562,7 +562,8 @@ class WarningTests(ConfigCase):
             self.assert_warned(expected, "WorkerProcesses = 0", text)
         expected = "a.conf:2: WorkerScheduling is ignored: there are no workers"
         self.assert_warned(expected, "WorkerProcesses = 0", "WorkerScheduling = batch")
-        self.assertEqual(self.parsed("WorkerProcesses = 0", "worker_cpu_affinity =").warnings, ())
+        for text in ("worker_cpu_affinity =", "WorkerScheduling = Normal"):
+            self.assertEqual(self.parsed("WorkerProcesses = 0", text).warnings, ())
 
 
 class ConfigTests(ConfigCase):

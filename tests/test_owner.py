@@ -9,7 +9,7 @@ from unittest import skipUnless
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ccserver.errors import StartError
+from ccserver.errors import UnknownOwner
 from ccserver.owner import Owner
 from tests.support import folder
 
@@ -36,7 +36,7 @@ class NameTests(SynchronousTestCase):
             ("9" * 30, "", f'User: there is no user "{"9" * 30}"'),
             ("nobody", "no-such-group", 'Group: there is no group "no-such-group"'),
         ):
-            self.assertEqual(str(self.assertRaises(StartError, Owner.named, user, group)), text)
+            self.assertEqual(str(self.assertRaises(UnknownOwner, Owner.named, user, group)), text)
 
 
 @skipUnless(os.geteuid() == 0, "needs root")

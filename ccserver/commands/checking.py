@@ -16,7 +16,7 @@ from ccserver.certificates import Certificates
 from ccserver.config import Config
 from ccserver.config.affinity import quoted
 from ccserver.core import checksum
-from ccserver.errors import ConfigError, StartError
+from ccserver.errors import ConfigError, StartError, UnknownOwner
 from ccserver.loading import missing_module
 from ccserver.native import native
 from ccserver.owner import Owner
@@ -107,8 +107,8 @@ def _doubts(found: Config) -> Iterator[str]:
     try:
         if found.process.user:
             Owner.named(found.process.user, found.process.group)
-    except StartError as error:
-        yield str(found.refusal(str(error).partition(":")[0], str(error)))
+    except UnknownOwner as error:
+        yield str(found.refusal(error.key, str(error)))
     for cpus in dict.fromkeys(found.process.affinity.sets):
         if found.process.workers and not _may_run_on(cpus):
             why = f"worker_cpu_affinity: none of the CPUs of {quoted(cpus)} may be used here"

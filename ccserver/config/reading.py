@@ -111,10 +111,14 @@ class Reading:
     def process(self) -> ProcessSettings:
         """The part whose CPUs should be as many as its workers, and whose group needs a user."""
         part = self.part(ProcessSettings)
-        for setting in ("worker_cpu_affinity", "workerscheduling"):
-            entry = self.entries.get(setting)
-            if entry is not None and part.workers == 0 and entry.value not in ("", "normal"):
-                self._warn(entry.line, f"{entry.key} is ignored: there are no workers")
+        usual = ProcessSettings()
+        for key, idle in (
+            ("worker_cpu_affinity", part.affinity == usual.affinity),
+            ("workerscheduling", part.scheduling == usual.scheduling),
+        ):
+            if part.workers == 0 and not idle:
+                given = self.entries[key]
+                self._warn(given.line, f"{given.key} is ignored: there are no workers")
         entry, masks = self.entries.get("worker_cpu_affinity"), len(part.affinity.sets)
         if entry is not None and part.workers and masks > 1 and masks != part.workers:
             rest = "the last is for the rest" if masks < part.workers else "the rest is nobody's"

@@ -23,7 +23,6 @@ from ccserver.process.selection import ConnectionFilter, selected
 from ccserver.process.status import fleet_status
 from ccserver.process.succession import Succession
 from ccserver.process.systemd import Systemd
-from ccserver.process.workers import WorkerOfMaster
 
 Result = dict[str, Any]
 
@@ -200,9 +199,8 @@ class Administration:
 
         return self._in_turn("rebalance", shift, _nobody)
 
-    def recycle(self, process: WorkerOfMaster, reason: str) -> Deferred[Result]:
-        """Put a new worker in the place of one that serves."""
-        slot = process.slot
+    def recycle(self, slot: int, reason: str) -> Deferred[Result]:
+        """Put a new worker into C{slot}."""
 
         async def recycle(progress: Progress) -> Result:
             fleet = self._fleet

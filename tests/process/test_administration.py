@@ -218,7 +218,7 @@ class MovingTests(AdministrationCase):
         administration = self.administered()
         first, second = self.workers()
         second.end.connections = 5
-        result = self.did(administration.recycle(self.fleet.serving[1], "max_age"))
+        result = self.did(administration.recycle(1, "max_age"))
         self.assertEqual(result["slot"], 1)
         self.assertEqual((first.told, second.told[-1]), (["serve"], ("stop", True, 9.0)))
         self.assertEqual(self.workers()[2].told, ["serve", "take"])
@@ -227,7 +227,7 @@ class MovingTests(AdministrationCase):
 
     def test_a_recycling_that_fails_keeps_the_old_one(self):
         administration = self.administered()
-        recycling = administration.recycle(self.fleet.serving[1], "max_age")
+        recycling = administration.recycle(1, "max_age")
         self.workers()[2].failed(EXIT_APP, "no")
         self.assertEqual(self.refusal(recycling), "no")
         self.assertEqual(self.workers()[1].told, ["serve"])
