@@ -25,7 +25,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.main import installReactor
-from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
@@ -39,6 +39,7 @@ from ccserver.process import link, logs
 from ccserver.process.scheduling import schedule
 from ccserver.process.serving import Server
 from ccserver.process.stacks import report_stacks_on_signal
+from ccserver.process.workerline import WorkerLine
 
 LINK_FD, ORDER_FD, SOCKETS_FD = 3, 4, 5
 """The descriptors of a worker process; 0 is /dev/null, 1 and 2 are the master's."""
@@ -112,106 +113,6 @@ class Order:
     log_level: int
 
 
-class _Link(link.Line):
-    """The worker's end of the link."""
-
-    def __init__(self, process: WorkerProcess) -> None:
-        super().__init__()
-        self._process = process
-
-    def lacks_descriptor(self) -> None:
-        self._process.lacks_descriptor()
-
-    @link.Stop.responder
-    def stop(self, graceful: bool, timeout: float) -> dict[str, Any]:
-        self._process.stop(graceful, timeout)
-        return {}
-
-    @link.Serve.responder
-    def serve(self) -> dict[str, Any]:
-        self._process.serve()
-        return {}
-
-    @link.Stay.responder
-    def stay(self) -> dict[str, Any]:
-        self._process.stay()
-        return {}
-
-    @link.StopAccepting.responder
-    def stop_accepting(self) -> dict[str, Any]:
-        return {"connections": self._process.stop_accepting()}
-
-    @link.Take.responder
-    def take(self, channel: int) -> dict[str, Any]:
-        self._process.take(socket.socket(fileno=channel))
-        return {}
-
-    @link.Give.responder
-    def give(self, channel: int, count: int) -> Deferred[dict[str, Any]]:
-        async def give() -> dict[str, Any]:
-            report = await self._process.give(socket.socket(fileno=channel), count)
-            return {"moved": report.moved, "left": json.dumps(report.left)}
-
-        return Deferred.fromCoroutine(give())
-
-    @link.Lend.responder
-    def lend(self, slot: int, address: str, listening: int) -> dict[str, Any]:
-        self._process.lend(slot, address, socket.socket(fileno=listening))
-        return {}
-
-    @link.Return.responder
-    def give_back(self, slot: int) -> dict[str, Any]:
-        self._process.give_back(slot)
-        return {}
-
-    @link.KeepWaiting.responder
-    def keep_waiting(self, wait: bool) -> dict[str, Any]:
-        self._process.keep_waiting(wait)
-        return {}
-
-    @link.List.responder
-    def list_connections(self, file: int) -> dict[str, Any]:
-        try:
-            link.write_json(file, self._process.connection_rows())
-        except OSError as error:  # no memory; an answer that fails would end the link
-            self._process.log.error("no connections listed: {error}", error=error)
-        finally:
-            os.close(file)
-        return {}
-
-    @link.Kick.responder
-    def kick(self, id: int) -> dict[str, Any]:
-        return {"found": self._process.kick(id)}
-
-    @link.SetLogLevel.responder
-    def set_log_level(self, level: int) -> dict[str, Any]:
-        self._process.set_log_level(level)
-        return {}
-
-    @link.RenewCertificates.responder
-    def renew_certificates(self) -> dict[str, Any]:
-        what = error = ""
-        try:
-            what = self._process.renew_certificates()
-        except StartError as why:
-            error = str(why)
-        return {"what": what[: link.REASON_LIMIT], "error": error[: link.REASON_LIMIT]}
-
-    @link.Reopen.responder
-    def reopen(self) -> dict[str, Any]:
-        why = ""
-        try:
-            self._process.observer.reopen()
-        except OSError as error:  # an answer that fails would end the link, and us with it
-            self._process.log.error("reopen: {error}", error=error)
-            why = str(error)
-        return {"error": why[: link.REASON_LIMIT]}
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        link.Line.connectionLost(self, reason)
-        self._process.orphaned()
-
-
 class _Watch(Thread):
     """Ends a worker without a master whose reactor is blocked, and so does not notice."""
 
@@ -252,7 +153,7 @@ class WorkerProcess:
         self._reactor = reactor
         self._order = order
         self._config = config
-        self._link: Any = _Link(self)
+        self._link: Any = WorkerLine(self)
         self._server: Server | None = None
         self._stopping = False
         self._asked = False  # the master, for a replacement
