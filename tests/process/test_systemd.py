@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -115,7 +116,8 @@ class ActivationTests(SynchronousTestCase):
             fds = [sockets[0].fileno(), file.fileno(), sockets[1].fileno()]
 
             def place() -> None:
-                high = [os.dup2(fd, 100 + number) for number, fd in enumerate(fds)]
+                # first out of the way of each other, to numbers that nobody has
+                high = [fcntl.fcntl(fd, fcntl.F_DUPFD, FIRST_FD + len(fds)) for fd in fds]
                 for number, fd in enumerate(high):
                     os.dup2(fd, FIRST_FD + number)
 
