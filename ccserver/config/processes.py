@@ -30,9 +30,9 @@ class ProcessSettings(Settings):
     scheduling: str = setting(
         "Proc",
         "WorkerScheduling",
-        Choice("normal", "batch"),
-        "normal",
-        "batch: a worker that wakes up does not interrupt what runs on its CPU",
+        Choice("auto", "normal", "batch"),
+        "auto",
+        "batch: a worker that wakes up does not interrupt what runs on its CPU; auto: while busy",
     )
     daemon: bool = setting(
         "Proc", "Daemon", Switch(), "0", "run in the background", reloadable=False

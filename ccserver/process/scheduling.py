@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 
 from ccserver.config import ProcessSettings
 from ccserver.config.affinity import Affinity, quoted
+from ccserver.core.usage import Usage
 from ccserver.process.logs import ProcessLogger
 
 log = ProcessLogger()
@@ -26,10 +29,50 @@ def schedule(settings: ProcessSettings, slot: int) -> None:
         log.error(text, slot=slot, of=of, error=error)
     try:
         if settings.scheduling == "batch":
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            _set_policy(os.SCHED_BATCH)
     except OSError as error:
         text = "worker process {slot}: WorkerScheduling = batch is not granted: {error}"
         log.error(text, slot=slot, error=error)
+
+
+class Eagerness:
+    """Whether this thread interrupts what runs on its CPU when it wakes up: not while it is busy.
+
+    Its policy is SCHED_OTHER, and SCHED_BATCH meanwhile (sched(7)). One that it has from somebody
+    else stays as it is, and so does one that may not be changed.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        used: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """@param used: seconds of CPU that this thread has used."""
+        self._clock = clock
+        self._used = used
+        self._usage = Usage(clock(), used())
+        self._busy = False
+        self._granted = True
+
+    def look(self) -> None:
+        """See how busy the thread is, and have it scheduled like that: once in a second or so."""
+        busy = self._usage.look(self._clock(), self._used())
+        if busy == self._busy or not self._granted:
+            return
+        self._busy = busy
+        ours, wanted = os.SCHED_BATCH, os.SCHED_OTHER
+        if busy:
+            ours, wanted = wanted, ours
+        try:
+            if os.sched_getscheduler(0) == ours:
+                _set_policy(wanted)
+        except OSError as error:
+            self._granted = False
+            log.info("WorkerScheduling = auto is not granted: {error}", error=error)
+
+
+def _set_policy(policy: int) -> None:
+    os.sched_setscheduler(0, policy, os.sched_param(0))
 
 
 def _bind(affinity: Affinity, slot: int) -> None:

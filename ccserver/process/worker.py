@@ -36,7 +36,7 @@ from ccserver.loading import load_app
 from ccserver.net.giver import Report
 from ccserver.net.reactor import DirectReactor
 from ccserver.process import link, logs
-from ccserver.process.scheduling import schedule
+from ccserver.process.scheduling import Eagerness, schedule
 from ccserver.process.serving import Server
 from ccserver.process.stacks import report_stacks_on_signal
 from ccserver.process.workerline import WorkerLine
@@ -284,6 +284,8 @@ class WorkerProcess:
         server.room.on_change = self._beat_soon
         server.room.wait(config.process.workers > 1)  # until the master knows who has room
         server.set_log_level(self.observer.level)
+        if config.process.scheduling == "auto":
+            self._loop(Eagerness().look).start(1.0, now=False)
         self._settle()
         if not self._stopping:
             with suppress(ConnectionLost, ConnectionDone):  # stopped before it was answered

@@ -21,6 +21,7 @@ from tests.functional.codes import (
     CHATTER,
     CHATTER_IN_THREAD,
     CLOSE,
+    COMPUTE,
     COUNT,
     ECHOES,
     LATER,
@@ -105,6 +106,15 @@ async def answer_later(session: Session, request: bytes) -> bytes:
 async def block_reactor(session: Session, request: bytes) -> bytes:
     """What no handler may do."""
     time.sleep(int(request) / 1000)
+    return request
+
+
+@echo.message(COMPUTE)
+async def compute(session: Session, request: bytes) -> bytes:
+    """Use so many milliseconds of CPU on the reactor."""
+    end = time.thread_time() + int(request) / 1000
+    while time.thread_time() < end:
+        pass
     return request
 
 

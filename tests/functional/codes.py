@@ -1,7 +1,7 @@
 """The message codes of L{tests.functional.apps}, free of imports: traffic starts sooner so."""
 
 PING, REACTOR, THREAD, AWAIT, PID = range(5)
-SLEEP, LATER, BLOCK = 10, 11, 12
+SLEEP, LATER, BLOCK, COMPUTE = range(10, 14)
 RAISE_REACTOR, RAISE_THREAD, TOO_LONG, WRONG_TYPE = range(20, 24)
 PUSH, SILENT, CLOSE, COUNT, POINT, WHO = range(30, 36)
 NAP, TALLY, TALLY_IN_THREAD, BULK, CHATTER, CHATTER_IN_THREAD = range(40, 46)

@@ -7,8 +7,9 @@ import os
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.functional.codes import COMPUTE, REACTOR
 from tests.functional.operator import Operator
-from tests.functional.server import ServerProcess
+from tests.functional.server import ServerProcess, wait_until
 
 
 class SchedulingTests(SynchronousTestCase):
@@ -40,6 +41,21 @@ class SchedulingTests(SynchronousTestCase):
             server.write("ccserver.conf", text.encode())
             with server.connect() as client:
                 Operator(server).reload()
-                self.assertEqual(client.ask(1, b"still here"), b"still here")
+                self.assertEqual(client.ask(REACTOR, b"still here"), b"still here")
             usual = {(frozenset(cpus), os.sched_getscheduler(0))}
             self.assertEqual(self.scheduled(server), {0: usual, 1: usual})
+
+    def test_a_worker_is_a_batch_while_it_is_busy(self):
+        with ServerProcess(workers=1) as server, server.connect() as client:
+            (pid,) = server.workers().values()
+
+            def has_become_a_batch() -> bool:
+                client.ask(COMPUTE, b"50")
+                return os.sched_getscheduler(pid) == os.SCHED_BATCH
+
+            wait_until(has_become_a_batch, "a busy worker that is scheduled as a batch")
+            wait_until(
+                lambda: os.sched_getscheduler(pid) == os.SCHED_OTHER,
+                "an idle worker that is scheduled as usual",
+            )
+            self.assertEqual(client.ask(REACTOR, b"still here"), b"still here")

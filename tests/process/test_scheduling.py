@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Config
-from ccserver.process.scheduling import schedule
+from ccserver.process.scheduling import Eagerness, schedule
 from tests.support import logged, texts
 
 
@@ -27,16 +27,28 @@ class Kernel:
             raise OSError(22, "Invalid argument")
         self.cpus = granted
 
+    def sched_getscheduler(self, pid: int) -> int:
+        return self.policy
+
     def sched_setscheduler(self, pid: int, policy: int, parameter: os.sched_param) -> None:
         self.policy = policy
+
+    def refuse(self, *arguments: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+
+def kernel(case: SynchronousTestCase) -> Kernel:
+    """The one that there is during a test."""
+    made = Kernel()
+    for name in (name for name in vars(Kernel) if name.startswith("sched_")):
+        case.patch(os, name, getattr(made, name))
+    return made
 
 
 class SchedulingTests(SynchronousTestCase):
     def schedule(self, text: str, slot: int = 0) -> list[str]:
         """What is logged by the worker of a slot."""
-        self.kernel = Kernel()
-        for name in ("sched_getaffinity", "sched_setaffinity", "sched_setscheduler"):
-            self.patch(os, name, getattr(self.kernel, name))
+        self.kernel = kernel(self)
         events = logged(self)
         schedule(Config.parse(text, "a.conf", "/srv").process, slot)
         return texts(events)
@@ -46,8 +58,12 @@ class SchedulingTests(SynchronousTestCase):
         self.assertEqual(self.schedule(f"worker_cpu_affinity = {value}", slot), [])
         return self.kernel.cpus
 
-    def test_by_default_all_stays_as_it_is(self):
+    def test_by_default_all_begins_as_it_is(self):
         self.assertEqual(self.cpus("", 1), {1, 3})
+        self.assertEqual(self.kernel.policy, os.SCHED_OTHER)
+
+    def test_normal_is_what_it_has_been_started_with(self):
+        self.assertEqual(self.schedule("WorkerScheduling = normal"), [])
         self.assertEqual(self.kernel.policy, os.SCHED_OTHER)
 
     def test_a_worker_runs_on_the_cpus_of_its_mask_that_there_are(self):
@@ -74,10 +90,7 @@ class SchedulingTests(SynchronousTestCase):
             self.assertEqual(self.kernel.cpus, {1, 3})
 
     def test_where_no_cpu_may_be_chosen_that_is_told(self):
-        def refuse(*arguments: object) -> None:
-            raise PermissionError(1, "Operation not permitted")
-
-        self.patch(Kernel, "sched_setaffinity", refuse)
+        self.patch(Kernel, "sched_setaffinity", Kernel.refuse)
         (told,) = self.schedule("worker_cpu_affinity = auto", 1)
         expected = "worker process 1: worker_cpu_affinity is not granted: [Errno 1] "
         self.assertEqual(told, f"{expected}Operation not permitted")
@@ -87,13 +100,46 @@ class SchedulingTests(SynchronousTestCase):
         self.assertEqual(self.kernel.policy, os.SCHED_BATCH)
 
     def test_a_policy_that_is_not_granted_is_told_of_and_done_without(self):
-        def refuse(*arguments: object) -> None:
-            raise PermissionError(1, "Operation not permitted")
-
-        self.patch(Kernel, "sched_setscheduler", refuse)
+        self.patch(Kernel, "sched_setscheduler", Kernel.refuse)
         (told,) = self.schedule("WorkerScheduling = batch", 3)
         self.assertEqual(
             told,
             "worker process 3: WorkerScheduling = batch is not granted: [Errno 1] Operation not "
             "permitted",
         )
+
+
+class EagernessTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.kernel = kernel(self)
+        self.events = logged(self)
+        self.now = self.used = 0.0
+        self.eagerness = Eagerness(lambda: self.now, lambda: self.used)
+
+    def second(self, share: float) -> int:
+        """The policy after a second in which it has used such a share of a core."""
+        self.now, self.used = self.now + 1.0, self.used + share
+        self.eagerness.look()
+        return self.kernel.policy
+
+    def test_it_is_a_batch_while_it_is_busy(self):
+        found = [self.second(share) for share in (0.1, 0.9, 0.9, 0.1, 0.9)]
+        batch, other = os.SCHED_BATCH, os.SCHED_OTHER
+        self.assertEqual(found, [other, batch, batch, other, batch])
+        self.assertEqual(self.events, [])
+
+    def test_the_policy_of_somebody_else_is_left_alone(self):
+        self.kernel.policy = os.SCHED_RR
+        self.assertEqual([self.second(0.9), self.second(0.1)], [os.SCHED_RR] * 2)
+        self.kernel.policy = os.SCHED_OTHER
+        self.assertEqual(self.second(0.9), os.SCHED_BATCH, "it is its own once more")
+        self.kernel.policy = os.SCHED_IDLE
+        self.assertEqual(self.second(0.1), os.SCHED_IDLE)
+
+    def test_a_refusal_is_told_once(self):
+        self.patch(os, "sched_setscheduler", self.kernel.refuse)
+        self.assertEqual(
+            [self.second(share) for share in (0.9, 0.9, 0.1, 0.9)], [os.SCHED_OTHER] * 4
+        )
+        expected = "WorkerScheduling = auto is not granted: [Errno 1] Operation not permitted"
+        self.assertEqual(texts(self.events), [expected])
