@@ -51,21 +51,22 @@ class Eagerness:
         self._clock = clock
         self._used = used
         self._usage = Usage(clock(), used())
-        self._busy = False
+        self._batch = False  # by us
         self._granted = True
 
     def look(self) -> None:
         """See how busy the thread is, and have it scheduled like that: once in a second or so."""
         busy = self._usage.look(self._clock(), self._used())
-        if busy == self._busy or not self._granted:
+        if busy == self._batch or not self._granted:
             return
-        self._busy = busy
-        ours, wanted = os.SCHED_BATCH, os.SCHED_OTHER
-        if busy:
-            ours, wanted = wanted, ours
+        before, after = os.SCHED_OTHER, os.SCHED_BATCH
+        if not busy:
+            before, after = after, before
         try:
-            if os.sched_getscheduler(0) == ours:
-                _set_policy(wanted)
+            ours = os.sched_getscheduler(0) == before
+            if ours:
+                _set_policy(after)
+            self._batch = busy and ours
         except OSError as error:
             self._granted = False
             log.info("WorkerScheduling = auto is not granted: {error}", error=error)

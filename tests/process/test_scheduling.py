@@ -136,6 +136,10 @@ class EagernessTests(SynchronousTestCase):
         self.kernel.policy = os.SCHED_IDLE
         self.assertEqual(self.second(0.1), os.SCHED_IDLE)
 
+    def test_who_was_a_batch_before_stays_one(self):
+        self.kernel.policy = os.SCHED_BATCH
+        self.assertEqual([self.second(0.9), self.second(0.1)], [os.SCHED_BATCH] * 2)
+
     def test_a_refusal_is_told_once(self):
         self.patch(os, "sched_setscheduler", self.kernel.refuse)
         self.assertEqual(
