@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextvars import Context, copy_context
 from functools import partial
@@ -16,7 +15,7 @@ from twisted.python.failure import Failure
 
 from ccserver.app import Handler
 from ccserver.core.copying import another
-from ccserver.core.framing import HEADER_LENGTH, Packet
+from ccserver.core.framing import Packet
 from ccserver.core.session import CloseReason, Session
 from ccserver.errors import ProtocolError, UnknownCode
 from ccserver.native import native
@@ -24,12 +23,12 @@ from ccserver.net.begun import Begun, answer
 from ccserver.net.peer import NOBODY, Peer
 from ccserver.net.resting import Resting
 from ccserver.net.sending import NOTHING
+from ccserver.net.waiting import size_of
 
 if TYPE_CHECKING:
     from ccserver.net.dispatch import Dispatch
-    from ccserver.net.jobs import Claim
 
-__all__ = ["BATCH", "DONE", "NOTHING", "Lane", "Runner", "waiting_packets"]
+__all__ = ["BATCH", "DONE", "NOTHING", "Lane", "Runner"]
 
 BATCH = 64
 """How many waiting packets a lane takes up in one go."""
@@ -44,8 +43,6 @@ Task = tuple["Lane", Iterable[Packet], Begun | BaseException | None]
 """What a runner is sent: whose packets, which, and the call of the first if it has begun, or what
 that has raised."""
 
-NO_JOB: Claim = []
-
 submit: Callable[[Any, list[Packet]], bool] | None = native.submit if native else None
 """Does what L{Lane.submit} does, if all packets go to the pool and nothing else is to be done."""
 
@@ -58,19 +55,12 @@ class Lane(Resting):
     L{send_blocking}, L{call}, L{close} and L{failed} is called in the reactor's thread.
     """
 
-    __slots__ = ("_awaited", "_ending", "_past")
+    __slots__ = ("_awaited", "_ending")
 
     def __init__(self, session: Session, peer: Peer, dispatch: Dispatch) -> None:
         Resting.__init__(self, session, peer, dispatch)
-        self._pending = None
-        self._busy = False  # a job is on its way, or a handler waits for something
-        self._paused = False  # reading is paused
         self._ending = False  # the peer is told when nothing is left to do
         self._awaited: Deferred[Any] | None = None  # what a handler waits for
-        self._hold = self._kept = None
-        self._job = NO_JOB  # the one that was handed to the pool last
-        self._past = 0  # how far the stream waits no more, in bytes; where anything waits
-        self.halted = False
         session.attach(self)
 
     def another(self, session: Session, peer: Peer) -> Lane:
@@ -101,16 +91,6 @@ class Lane(Resting):
     def running(self) -> bool:
         """Whether handlers are running in the reactor's thread, at this moment."""
         return self._running
-
-    @property
-    def waiting(self) -> int:
-        """How many packets wait for their handler."""
-        return len(self._pending) if self._pending is not None else 0
-
-    @property
-    def paused(self) -> bool:
-        """Whether reading is paused because too many packets wait."""
-        return self._paused
 
     @property
     def ending(self) -> bool:
@@ -311,8 +291,7 @@ class Lane(Resting):
     def drop(self) -> None:
         """The connection is cut: nothing that waits is handled or sent any more."""
         self.closed = self.halted = True
-        hooks = [packet for packet in self._pending or () if packet[0] < 0]
-        self._pending = deque(hooks) or None
+        self._drop_waiting()
         self.silence()
 
     def release(self) -> None:
@@ -339,15 +318,6 @@ class Lane(Resting):
         """A packet has a code without a handler."""
         self._peer.refuse(UnknownCode(f"no handler for code {code}"), code)
 
-    def put_back(self, packets: Iterable[Packet]) -> None:
-        """Let C{packets} wait before all others that wait."""
-        back = list(packets)
-        if self._pending is None:
-            self._put(back)
-        else:
-            self._pending.extendleft(reversed(back))
-        self._past -= size_of(back)
-
     def submit(self, packets: list[Packet]) -> None:
         """Hand those of C{packets} to the pool that go there before the first that does not."""
         threaded = self._dispatch.threaded
@@ -360,43 +330,8 @@ class Lane(Resting):
         self._job = [packets]
         pool = self._dispatch.pool
         pool.submit(self, self._job)
-        if pool.unfinished > pool.limit and not self._paused:
-            self._paused = True  # until it is done
-            self._peer.pause_reading()
-
-    def _pause_if_full(self) -> None:
-        """Read no more while as much waits as may."""
-        pending, dispatch = self._pending, self._dispatch
-        if self._paused or not pending:
-            return
-        if len(pending) >= dispatch.lane_packets or self._waiting_bytes >= dispatch.lane_bytes:
-            self._paused = True
-            self._peer.pause_reading()
-
-    @property
-    def _waiting_bytes(self) -> int:
-        """The bytes of what waits, if anything does: what was read since the first of it came.
-
-        An incomplete packet counts, and what came in the same read as the first one does not: to
-        add up what there is would cost every packet.
-        """
-        return self.session.decoder.bytes - self._past
-
-    @property
-    def _half_empty(self) -> bool:
-        """Whether no more waits than half of what may."""
-        pending, dispatch = self._pending, self._dispatch
-        return not pending or (
-            len(pending) <= dispatch.lane_packets // 2
-            and self._waiting_bytes <= dispatch.lane_bytes // 2
-        )
-
-    def _put(self, packets: Iterable[Packet]) -> None:
-        if self._pending is None:
-            self._pending = deque(packets) or None
-            self._past = self.session.decoder.bytes
-        else:
-            self._pending.extend(packets)
+        if pool.unfinished > pool.limit:
+            self._pause()  # until it is done
 
     def _advance(self) -> None:
         """Take up what waits, as far as it goes."""
@@ -409,13 +344,7 @@ class Lane(Resting):
             if self._hold is not None:
                 return
         while self._pending is not None and not self._busy and not self._blocked:
-            waiting = self._pending
-            batch = [waiting.popleft() for _ in range(min(len(waiting), BATCH))]
-            if waiting:
-                self._past += size_of(batch)
-            else:
-                self._pending = None
-            self._run(batch)
+            self._run(self._pop(BATCH))
         if self._ending:
             if self.idle:
                 self._done()
@@ -481,8 +410,7 @@ class Lane(Resting):
         if not self._ending:
             self.session.stop(CloseReason.HANDLER)
         self.closed = self.halted = True
-        hooks = [packet for packet in self._pending or () if packet[0] < 0]
-        self._pending = deque(hooks) or None
+        self._drop_waiting()
         self._dismiss_waiters()
         self.finish()
 
@@ -532,13 +460,3 @@ class Lane(Resting):
         self._busy = False
         self._advance()
         self._pause_if_full()
-
-
-def size_of(packets: Iterable[Packet]) -> int:
-    """The bytes of C{packets}, as they came; hooks have none."""
-    return sum([HEADER_LENGTH + len(body) for code, body in packets if code >= 0])
-
-
-def waiting_packets(lanes: Iterable[Lane]) -> int:
-    """How many packets wait for their handler in C{lanes}."""
-    return sum([len(lane._pending) for lane in lanes if lane._pending is not None])

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ccserver.core.framing import Packet
 from ccserver.core.outbox import Overflow
-from ccserver.core.session import CloseReason
+from ccserver.core.session import CloseReason, Session
 from ccserver.net.jobs import Claim
-from ccserver.net.sending import Sender
+from ccserver.net.peer import Peer
+from ccserver.net.waiting import Waiting
+
+if TYPE_CHECKING:
+    from ccserver.net.dispatch import Dispatch
+
+NO_JOB: Claim = []
 
 
 class Hold:
@@ -56,22 +62,22 @@ class KeptBack:
         self.closed = True
 
 
-class Resting(Sender):
+class Resting(Waiting):
     """What a lane does to come to rest, and from there.
 
     @ivar halted: packets that wait are not handled for now, or never if the lane is closed; hooks
         are. May be asked from any thread.
     """
 
-    __slots__ = ("_busy", "_hold", "_job", "_kept", "_paused", "_pending", "halted")
+    __slots__ = ("_busy", "_hold", "_job", "_kept", "halted")
 
-    _pending: deque[Packet] | None
-    _busy: bool
-    _paused: bool
-    _hold: Hold | None
-    _kept: KeptBack | None
-    _job: Claim
-    halted: bool
+    def __init__(self, session: Session, peer: Peer, dispatch: Dispatch) -> None:
+        Waiting.__init__(self, session, peer, dispatch)
+        self._busy = False  # a job is on its way, or a handler waits for something
+        self._job = NO_JOB  # the one that was handed to the pool last
+        self._hold: Hold | None = None
+        self._kept: KeptBack | None = None
+        self.halted = False
 
     @property
     def held(self) -> bool:
@@ -90,9 +96,7 @@ class Resting(Sender):
         """
         self._hold = Hold(done, list(hooks))
         self.halted = True
-        if not self._paused:
-            self._paused = True
-            self._peer.pause_reading()
+        self._pause()
         self._call_back()
         if self._job:
             taken_back: list[Packet] | None = None
@@ -176,10 +180,6 @@ class Resting(Sender):
 
     def close(self) -> None:
         """Send what was sent so far, then close; what waits to be handled is dropped."""
-        raise NotImplementedError
-
-    def put_back(self, packets: Iterable[Packet]) -> None:
-        """Let C{packets} wait before all others that wait."""
         raise NotImplementedError
 
     def finished(self, data: bytes, count: int, refused: Any, errors: int, rest: Any) -> None:

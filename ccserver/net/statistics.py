@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from ccserver.net.connections import Connections
-from ccserver.net.lane import waiting_packets
 from ccserver.net.pool import Pool
 from ccserver.net.protocol import PacketProtocol
+from ccserver.net.waiting import waiting_packets
 
 PAGE = os.sysconf("SC_PAGESIZE")
 
