@@ -42,6 +42,11 @@ class Handler:
     request: type
     reply: Any
 
+    @property
+    def title(self) -> str:
+        """What it is called in the log; hooks have codes that no packet can have."""
+        return f"handler {self.name} of code {self.code}" if self.code >= 0 else f"hook {self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Worker:

@@ -65,6 +65,17 @@ def set_slack() -> None:
         Path(f"/proc/{get_native_id()}/timerslack_ns").write_text(f"{SLACK}")
 
 
+def set_policy(policy: int) -> None:
+    """Have the calling thread scheduled with C{policy}, where that is the usual one.
+
+    It has the policy of who started it, the reactor's thread, whose own may be another one while
+    it is busy. One that takes a privilege is left as it is.
+    """
+    if policy == os.SCHED_OTHER:
+        with suppress(OSError):
+            os.sched_setscheduler(0, policy, os.sched_param(0))
+
+
 class PoolThread(Thread):
     """One thread of the pool.
 
@@ -105,6 +116,7 @@ class PoolThread(Thread):
 
     def run(self) -> None:
         set_slack()
+        set_policy(self._pool.policy)
         self.work()
 
     def work(self) -> None:

@@ -78,11 +78,10 @@ class Lane(Resting):
         if more is None:
             return
         self._dispatch.log.failure(
-            "handler {handler} of code {code} raised{more}",
+            "{title} raised{more}",
             Failure(),
             LogLevel.error,
-            handler=handler.name,
-            code=handler.code,
+            title=handler.title,
             more=more,
             session=self.session,
         )

@@ -45,6 +45,7 @@ class Pool:
     and L{prepare_to_wait} by its own threads; all else in the reactor's.
 
     @ivar size: how many threads there are for handlers that return in time.
+    @ivar policy: how they are scheduled (sched(7)): like the thread that made the pool.
     @ivar handler_timeout: seconds that a handler may hold a thread; 0: as long as it likes.
     @ivar limit: how many jobs may be unfinished before those who submit more are not read.
     @ivar unfinished: jobs submitted whose end nobody has heard of, but for those given up.
@@ -75,6 +76,7 @@ class Pool:
     ) -> None:
         """@param room: how many jobs may wait for a thread."""
         self.size = size
+        self.policy = os.sched_getscheduler(0)
         self.limit = size + room
         self.handler_timeout = handler_timeout
         self.unfinished = 0
@@ -285,10 +287,8 @@ class Pool:
         if thread.lane is not lane or handler is None:
             return  # it has returned, and all of this may be of another job
         self.log.error(
-            "handler {handler} of code {code} has held a thread for {seconds:.1f} s: its "
-            "connection is closed",
-            handler=handler.name,
-            code=handler.code,
+            "{title} has held a thread for {seconds:.1f} s: its connection is closed",
+            title=handler.title,
             seconds=now - thread.since,
             session=lane.session,
             stack=stack,

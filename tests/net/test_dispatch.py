@@ -847,10 +847,12 @@ class HookTests(DispatchCase):
             raise Bug
 
         self.lost_hook("lost")
+        events = logged(self)
         self.connect(threads=1).reset()
         self.worker.idle()
         self.assertEqual([name for name, _ in self.seen], ["lost"])
         self.assertEqual(len(self.flushLoggedErrors(Bug)), 2)
+        self.assertEqual(texts(events), ["hook lost raised", "hook lost_thread raised"])
 
     def test_a_made_hook_that_raises_does_not_end_the_connection(self):
         @self.app.on_connection_made

@@ -194,8 +194,11 @@ class HandlerTimeoutTests(StuckCase):
         client = self.connect()
         client.reset()
         self.gate.reached()
+        events = logged(self)
         self.check()
         self.assertEqual((self.pool.stuck, self.pool.unfinished), (1, 0))
+        (event,) = [event for event in events if "stack" in event]
+        self.assertRegex(texts([event])[0], "^hook held has held a thread for .* s: its")
         self.let_return()
         self.assertEqual((self.pool.stuck, self.pool.unfinished), (0, 0))
 
@@ -218,6 +221,26 @@ class HandlerTimeoutTests(StuckCase):
             self.pool.run(again.wait)
         again.reached()
         again.reached()
+
+    def test_its_new_thread_is_scheduled_as_the_others_whatever_the_reactor_is_by_then(self):
+        self.stuck()
+        usual = os.sched_getscheduler(0)
+        self.addCleanup(os.sched_setscheduler, 0, usual, os.sched_param(0))
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        self.check()
+        self.assertEqual(self.pool.threads, 3)
+        found: list[int] = []
+        again = Gate(self)
+
+        def look() -> None:
+            found.append(os.sched_getscheduler(0))
+            again.wait()
+
+        for _ in range(2):
+            self.pool.run(look)
+        again.reached()
+        again.reached()
+        self.assertEqual(found, [usual] * 2)
 
     def test_others_are_served_when_all_threads_were_held(self):
         clients = [self.stuck()]
