@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     def wait(self: Any, result: defer.Deferred[Any], running: object = None) -> None:
         # fired from a timed call: trial's janitor calls reactor.iterate(), and a switch of
-        # greenlets out of a call from a thread would run that call twice (FACTS 41)
+        # greenlets out of a call from a thread would run that call twice
         done: defer.Deferred[None] = defer.Deferred()
         result.addBoth(lambda _: reactor.callLater(0, done.callback, None))
         pytest_twisted.blockon(done)

@@ -562,7 +562,11 @@ class WarningTests(ConfigCase):
             self.assert_warned(expected, "WorkerProcesses = 0", text)
         expected = "a.conf:2: WorkerScheduling is ignored: there are no workers"
         self.assert_warned(expected, "WorkerProcesses = 0", "WorkerScheduling = batch")
-        for text in ("worker_cpu_affinity =", "WorkerScheduling = Auto"):
+        for text in (
+            "worker_cpu_affinity =",
+            "WorkerScheduling = Auto",
+            "WorkerScheduling = normal",
+        ):
             self.assertEqual(self.parsed("WorkerProcesses = 0", text).warnings, ())
 
 

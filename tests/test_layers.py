@@ -1,4 +1,4 @@
-"""The directions of import (DESIGN 3, STYLE 1, 4 and 8), as a test."""
+"""The directions of import, as a test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is public (STYLE 16): a name that comes or goes is a change for users."""
+"""What is public: a name that comes or goes is a change for users."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ __all__ = ["main"]
 
 
 class _Commands(click.Group):
-    """Ends with status 1 after a wrong usage (DESIGN 6), where click says 2."""
+    """Ends with status 1 after a wrong usage, where click says 2."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         try:

@@ -32,7 +32,7 @@ class ProcessSettings(Settings):
         "WorkerScheduling",
         Choice("auto", "normal", "batch"),
         "auto",
-        "batch: a worker that wakes up does not interrupt what runs on its CPU; auto: while busy",
+        "batch: a worker that wakes up interrupts nobody; auto: while its reactor is busy",
     )
     daemon: bool = setting(
         "Proc", "Daemon", Switch(), "0", "run in the background", reloadable=False

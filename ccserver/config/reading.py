@@ -111,12 +111,11 @@ class Reading:
     def process(self) -> ProcessSettings:
         """The part whose CPUs should be as many as its workers, and whose group needs a user."""
         part = self.part(ProcessSettings)
-        usual = ProcessSettings()
-        for key, idle in (
-            ("worker_cpu_affinity", part.affinity == usual.affinity),
-            ("workerscheduling", part.scheduling == usual.scheduling),
+        for key, asks in (
+            ("worker_cpu_affinity", part.affinity != ProcessSettings().affinity),
+            ("workerscheduling", part.scheduling == "batch"),
         ):
-            if part.workers == 0 and not idle:
+            if part.workers == 0 and asks:
                 given = self.entries[key]
                 self._warn(given.line, f"{given.key} is ignored: there are no workers")
         entry, masks = self.entries.get("worker_cpu_affinity"), len(part.affinity.sets)

@@ -18,7 +18,7 @@ LENGTH_LIMIT = 0xFFFF
 """The longest packet that pkgLen, 16 bits wide, can name."""
 
 Packet = tuple[int, bytes]
-"""Message code and body. A plain tuple, for one is made per packet (FACTS 18: the cheapest)."""
+"""Message code and body. A plain tuple, the cheapest, for one is made per packet."""
 
 pack_header = HEADER.pack
 
@@ -99,7 +99,7 @@ class FrameDecoder:
     """Cuts a stream of bytes, in whatever segments it comes, into packets.
 
     Holds at most the bytes of one incomplete packet. An incomplete packet's chunks are kept
-    apart, at most L{MOST_CHUNKS} of them, and joined once (FACTS 21).
+    apart, at most L{MOST_CHUNKS} of them, and joined once.
 
     @ivar refused: what L{feed} refused; the caller takes it away. Behind a fatal refusal
         nothing is decoded any more.

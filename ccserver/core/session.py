@@ -28,7 +28,7 @@ HandlerTimeout, so that it hears of it before its connection is closed."""
 
 
 class CloseReason(StrEnum):
-    """Why a connection ended: the same word in log, metric and hook (DESIGN 6)."""
+    """Why a connection ended: the same word in log, metric and hook."""
 
     CLIENT_CLOSED = "client_closed"
     CLIENT_RESET = "client_reset"

@@ -7,7 +7,7 @@ from enum import Enum
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 30.0
 """Seconds between a quick death and the next start: the second one waits this long, each one
-after it twice as long, up to the longest (DESIGN 1)."""
+after it twice as long, up to the longest."""
 
 SETTLED_AFTER = 2.0
 """Seconds that a worker must have served for its death not to count as a quick one."""
@@ -27,7 +27,7 @@ class Slot:
 
     @ivar number: from 0.
     @ivar was_ready: a worker of this slot has been ready once.
-    @ivar restarts: workers that died without having been asked to stop.
+    @ivar restarts: workers that died, or stopped by themselves.
     """
 
     def __init__(self, number: int) -> None:

@@ -65,7 +65,15 @@ def set_slack() -> None:
         Path(f"/proc/{get_native_id()}/timerslack_ns").write_text(f"{SLACK}")
 
 
-def set_policy(policy: int) -> None:
+def policy() -> int | None:
+    """How the calling thread is scheduled (sched(7)); None where that cannot be asked."""
+    try:
+        return os.sched_getscheduler(0)
+    except OSError:  # ENOSYS of musl, EPERM of seccomp(2)
+        return None
+
+
+def set_policy(policy: int | None) -> None:
     """Have the calling thread scheduled with C{policy}, where that is the usual one.
 
     It has the policy of who started it, the reactor's thread, whose own may be another one while

@@ -19,7 +19,7 @@ from zope.interface import implementer
 from ccserver.app import Handler
 from ccserver.native import native
 from ccserver.net.jobqueue import NOBODY, JobQueue
-from ccserver.net.jobs import Call, Claim, Job, PoolThread
+from ccserver.net.jobs import Call, Claim, Job, PoolThread, policy
 
 if TYPE_CHECKING:
     from ccserver.net.lane import Lane
@@ -45,7 +45,8 @@ class Pool:
     and L{prepare_to_wait} by its own threads; all else in the reactor's.
 
     @ivar size: how many threads there are for handlers that return in time.
-    @ivar policy: how they are scheduled (sched(7)): like the thread that made the pool.
+    @ivar policy: how they are scheduled (sched(7)): like the thread that made the pool. None: that
+        cannot be asked.
     @ivar handler_timeout: seconds that a handler may hold a thread; 0: as long as it likes.
     @ivar limit: how many jobs may be unfinished before those who submit more are not read.
     @ivar unfinished: jobs submitted whose end nobody has heard of, but for those given up.
@@ -76,7 +77,7 @@ class Pool:
     ) -> None:
         """@param room: how many jobs may wait for a thread."""
         self.size = size
-        self.policy = os.sched_getscheduler(0)
+        self.policy = policy()
         self.limit = size + room
         self.handler_timeout = handler_timeout
         self.unfinished = 0

@@ -45,7 +45,7 @@ class DirectPort(tcp.Port):
         @param send_buffer: bytes that the kernel holds of what is sent to a client; 0: its own.
         @param receive_buffer: bytes that it holds of what a client has sent; 0: its own.
         """
-        # an inherited socket that blocks would hang the worker in accept() (FACTS 13)
+        # an inherited socket that blocks would hang the worker in accept()
         listening.setblocking(False)
         # connections have those of their port; the second one must be there before they are made
         for option, size in ((socket.SO_SNDBUF, send_buffer), (socket.SO_RCVBUF, receive_buffer)):

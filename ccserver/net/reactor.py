@@ -77,7 +77,7 @@ class DirectReactor(WatchingReactor):
     """A L{WatchingReactor} that calls a readable descriptor directly, and joins what it sends.
 
     The stock one wraps every event into C{log.callWithLogger}; here only an event that is more
-    than "readable", and the report of an exception, have that log context (DESIGN 2). Replies are
+    than "readable", and the report of an exception, have that log context. Replies are
     sent behind L{PART} events, or the last; what else the events of a turn write is sent behind
     all of them (docs/design/data-path.md). C{seconds} is the monotonic clock, so that a change of
     the system's time moves no timer. All else is inherited.

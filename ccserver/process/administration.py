@@ -23,6 +23,7 @@ from ccserver.process.selection import ConnectionFilter, selected
 from ccserver.process.status import fleet_status
 from ccserver.process.succession import Succession
 from ccserver.process.systemd import Systemd
+from ccserver.process.workers import WorkerOfMaster
 
 Result = dict[str, Any]
 
@@ -199,11 +200,14 @@ class Administration:
 
         return self._in_turn("rebalance", shift, _nobody)
 
-    def recycle(self, slot: int, reason: str) -> Deferred[Result]:
-        """Put a new worker into C{slot}."""
+    def recycle(self, process: WorkerOfMaster, reason: str) -> Deferred[Result]:
+        """Put a new worker into the place of C{process}."""
+        slot = process.slot
 
         async def recycle(progress: Progress) -> Result:
             fleet = self._fleet
+            if process not in fleet.serving:
+                raise OperationFailed(f"{process}, serves no more")
             fresh = await fleet.prepare([slot], fleet.generation, fleet.config, fleet.listening)
             await fleet.commit(fresh, len(fleet.places), fleet.listening, progress)
             return {"slot": slot}

@@ -116,7 +116,10 @@ class Leave(amp.Command):
 
 
 class Stopping(amp.Command):
-    """Worker to master: it stops by itself as soon as that is answered: its place is free."""
+    """Worker to master: it stops by itself, its place is free; gets L{Stop}, too, if that is heard.
+
+    It waits for the answer L{worker.HEARD_TIMEOUT} seconds at most.
+    """
 
 
 class Stay(amp.Command):

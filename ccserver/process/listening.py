@@ -39,7 +39,7 @@ class Listening:
 
     Each slot has a SO_REUSEPORT socket of its own for each address: the kernel spreads the
     connections evenly, and those that wait in the socket of a worker that died are there for
-    its replacement (DESIGN 1). A slot that cannot get its own shares that of another.
+    its replacement. A slot that cannot get its own shares that of another.
 
     @ivar addresses: what is listened on.
     @ivar slots: how many slots there are.

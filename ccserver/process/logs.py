@@ -84,7 +84,7 @@ class LineObserver:
     127.0.0.1:5000, server: 0.0.0.0:5678}, and behind it, indented by a tab, the traceback of a
     failure, or the lines of C{stack}. The text's control characters are escaped. A line is one
     C{write} to a descriptor opened with C{O_APPEND}, so the lines of several processes do not tear
-    each other (FACTS 43). May be called from any thread. What cannot be written is dropped, and
+    each other. May be called from any thread. What cannot be written is dropped, and
     counted.
 
     @ivar file: where the lines go.

@@ -32,7 +32,7 @@ REFUSAL_TIMEOUT = 1.0
 
 
 class Master(ServerService):
-    """Keeps a worker in each slot, and lets operators change that (DESIGN 1).
+    """Keeps a worker in each slot, and lets operators change that.
 
     At first start a worker that cannot start, or load the application, ends the server with
     its exit status; later on the slot is tried again, slower each time.

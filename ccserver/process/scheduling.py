@@ -14,11 +14,13 @@ from ccserver.process.logs import ProcessLogger
 log = ProcessLogger()
 
 
-def schedule(settings: ProcessSettings, slot: int) -> None:
+def schedule(settings: ProcessSettings, slot: int) -> Eagerness | None:
     """Bind this process, the worker of C{slot}, to its CPUs, and set its policy (sched(7)).
 
     To be called before there are threads, which inherit both. What is not granted is logged, and
     the worker does without.
+
+    @return: what is to be looked at while it serves; None: nothing.
     """
     try:
         _bind(settings.affinity, slot)
@@ -27,12 +29,15 @@ def schedule(settings: ProcessSettings, slot: int) -> None:
         cpus = settings.affinity.of(slot)
         of = f", none of the CPUs of {quoted(cpus)}" if cpus else ""
         log.error(text, slot=slot, of=of, error=error)
+    if settings.scheduling == "auto":
+        return Eagerness(slot)
     try:
         if settings.scheduling == "batch":
             _set_policy(os.SCHED_BATCH)
     except OSError as error:
         text = "worker process {slot}: WorkerScheduling = batch is not granted: {error}"
         log.error(text, slot=slot, error=error)
+    return None
 
 
 class Eagerness:
@@ -44,20 +49,28 @@ class Eagerness:
 
     def __init__(
         self,
+        slot: int,
         clock: Callable[[], float] = time.monotonic,
         used: Callable[[], float] = time.thread_time,
     ) -> None:
-        """@param used: seconds of CPU that this thread has used."""
+        """
+        @param slot: the worker's number, for the log.
+        @param used: seconds of CPU that this thread has used.
+        """
+        self._slot = slot
         self._clock = clock
         self._used = used
-        self._usage = Usage(clock(), used())
+        self._usage: Usage | None = None  # from the first look on: a start is not what is served
         self._batch = False  # by us
-        self._granted = True
+        self._refused = False
 
     def look(self) -> None:
         """See how busy the thread is, and have it scheduled like that: once in a second or so."""
-        busy = self._usage.look(self._clock(), self._used())
-        if busy == self._batch or not self._granted:
+        now, used = self._clock(), self._used()
+        if self._usage is None:
+            self._usage = Usage(now, used)
+        busy = self._usage.look(now, used)
+        if busy == self._batch or (busy and self._refused):
             return
         before, after = os.SCHED_OTHER, os.SCHED_BATCH
         if not busy:
@@ -68,8 +81,10 @@ class Eagerness:
                 _set_policy(after)
             self._batch = busy and ours
         except OSError as error:
-            self._granted = False
-            log.info("WorkerScheduling = auto is not granted: {error}", error=error)
+            if not self._refused:
+                text = "worker process {slot}: WorkerScheduling = auto is not granted: {error}"
+                log.notice(text, slot=self._slot, error=error)
+            self._refused = True  # a batch goes on asking whether it may be none
 
 
 def _set_policy(policy: int) -> None:

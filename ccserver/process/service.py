@@ -31,7 +31,7 @@ SIGNALS = (*GRACEFUL, signal.SIGINT, REOPEN, *OPERATIONS)
 
 
 class ServerService(Service):
-    """What twistd starts. Opens nothing before C{privilegedStartService} (STYLE 9).
+    """What twistd starts. Opens nothing before C{privilegedStartService}.
 
     TERM and QUIT stop gracefully, within C{ShutdownTimeout}; a second one, or INT, at once.
     USR1 opens the log file anew. A TERM or INT also ends the process, at the end, by that

@@ -143,7 +143,7 @@ class Upkeep:
             packets, memory = (process.figures.get(key) or 0 for key in ("packets", "memory"))
             reason = rule and rule.due(packets, now - process.since, memory)
             if reason:
-                recycling = self._administration.recycle(process.slot, reason.value)
+                recycling = self._administration.recycle(process, reason.value)
                 recycling.addErrback(self._put_off)
                 return  # one at a time
         interval = self._fleet.config.process.rebalance_interval
@@ -155,7 +155,7 @@ class Upkeep:
 
     def _replace(self, leaver: WorkerOfMaster) -> None:
         del self._leavers[leaver]
-        recycling = self._administration.recycle(leaver.slot, "signal")
+        recycling = self._administration.recycle(leaver, "signal")
         recycling.addErrback(lambda failure: leaver.stay())  # why, is in the log
 
     def _put_off(self, failure: Failure) -> None:

@@ -36,7 +36,7 @@ from ccserver.loading import load_app
 from ccserver.net.giver import Report
 from ccserver.net.reactor import DirectReactor
 from ccserver.process import link, logs
-from ccserver.process.scheduling import Eagerness, schedule
+from ccserver.process.scheduling import schedule
 from ccserver.process.serving import Server
 from ccserver.process.stacks import report_stacks_on_signal
 from ccserver.process.workerline import WorkerLine
@@ -46,11 +46,13 @@ LINK_FD, ORDER_FD, SOCKETS_FD = 3, 4, 5
 
 EXIT_CONFIG, EXIT_START, EXIT_APP = 1, 3, 4
 """Exit statuses: the configuration is wrong, the worker cannot start, the application cannot be
-loaded (DESIGN 6)."""
+loaded."""
 
 ORPHAN_TIMEOUT = 0.5
-"""Seconds that a worker without a master takes to answer what it has received, or that the master
-has to hear that it stops by itself."""
+"""Seconds that a worker without a master takes to answer what it has received."""
+
+HEARD_TIMEOUT = 0.5
+"""Seconds that a master has to hear that a worker stops by itself."""
 
 ECHO = 0.25
 """Seconds in which a second signal to stop is the same one: C{timeout} and a terminal signal the
@@ -145,9 +147,14 @@ class WorkerProcess:
         config: Config,
         observer: logs.LineObserver,
         settle: Callable[[], object] = lambda: None,
+        look: Callable[[], None] | None = None,
     ) -> None:
-        """@param settle: is called when all that stays is loaded."""
+        """
+        @param settle: is called when all that stays is loaded.
+        @param look: is called from then on, about once a second.
+        """
         self._settle = settle
+        self._look = look
         self.status = 0
         self.observer = observer
         self._reactor = reactor
@@ -284,9 +291,9 @@ class WorkerProcess:
         server.room.on_change = self._beat_soon
         server.room.wait(config.process.workers > 1)  # until the master knows who has room
         server.set_log_level(self.observer.level)
-        if config.process.scheduling == "auto":
-            self._loop(Eagerness().look).start(1.0, now=False)
         self._settle()
+        if self._look is not None:
+            self._loop(self._look).start(1.0, now=True)
         if not self._stopping:
             with suppress(ConnectionLost, ConnectionDone):  # stopped before it was answered
                 await self._link.callRemote(link.Ready)
@@ -355,7 +362,7 @@ class WorkerProcess:
         self.log.notice("{why}: stopping", why=why)
         self._stopping = True
         timeout = self._config.process.shutdown_timeout
-        told = self._link.callRemote(link.Stopping).addTimeout(ORPHAN_TIMEOUT, self._reactor)
+        told = self._link.callRemote(link.Stopping).addTimeout(HEARD_TIMEOUT, self._reactor)
         told.addBoth(lambda result: self.stop(True, timeout))
 
     def _beat(self) -> None:
@@ -412,10 +419,11 @@ def main() -> None:
         logs.last_words(f"cannot open the log file: {error}")
     logs.begin(observer)
     report_stacks_on_signal(observer.fileno())
-    schedule(config.process, order.slot)
+    eagerness = schedule(config.process, order.slot)
     reactor = DirectReactor()
     installReactor(reactor)
-    process = WorkerProcess(reactor, order, config, observer, keep_for_ever)
+    look = None if eagerness is None else eagerness.look
+    process = WorkerProcess(reactor, order, config, observer, keep_for_ever, look)
     reactor.callWhenRunning(process.begin)
     reactor.run()
     sys.stdout.flush()

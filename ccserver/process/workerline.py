@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class WorkerLine(link.Line):
     """Has the worker process do what the master says, and answers.
 
-    What may fail is answered as well: an exception would end the link, and the process with it.
+    What the system may refuse is answered as well (lists, certificates, the log file): an exception
+    would end the link, and the process with it.
     """
 
     def __init__(self, process: WorkerProcess) -> None:

@@ -397,7 +397,7 @@ class Spawner:
         try:
             self._start(process, order, sockets)
         except OSError as error:
-            process.reason = f"cannot start {COMMAND[0]}: {error}"
+            process.reason = f"{COMMAND[0]} cannot be run: {error}"
             process.log.alert("{reason}", reason=process.reason)
             if process.pid is not None:
                 process.kill()  # it runs, but cannot be talked to: its end is reported
@@ -416,7 +416,7 @@ class Spawner:
                 descriptors[worker.ORDER_FD] = paper
                 for place, listening in enumerate(sockets):
                     descriptors[worker.SOCKETS_FD + place] = listening.fileno()
-                # a signal that came before the worker has its handlers would kill it (FACTS 32)
+                # a signal that came before the worker has its handlers would kill it
                 signal.pthread_sigmask(signal.SIG_BLOCK, worker.SIGNALS)
                 try:
                     self._reactor.spawnProcess(

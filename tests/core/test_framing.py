@@ -267,7 +267,7 @@ class Counted(bytes):
 
 
 class CostTests(ReferenceCase):
-    """FAULTS 12: the work is linear in the bytes."""
+    """The work is linear in the bytes."""
 
     def setUp(self):
         super().setUp()

@@ -8,9 +8,9 @@ from ccserver.core.usage import BUSY, CALM, Usage
 
 
 class UsageTests(SynchronousTestCase):
-    def looks(self, *shares: float, start: float = 0.0) -> list[bool]:
+    def looks(self, *shares: float) -> list[bool]:
         """What is found second by second where such shares of a core were used."""
-        usage, now, used, found = Usage(start, 7.0), start, 7.0, []
+        usage, now, used, found = Usage(3.0, 7.0), 3.0, 7.0, []
         for share in shares:
             now, used = now + 1.0, used + share
             found.append(usage.look(now, used))

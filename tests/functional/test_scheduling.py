@@ -46,6 +46,9 @@ class SchedulingTests(SynchronousTestCase):
             self.assertEqual(self.scheduled(server), {0: usual, 1: usual})
 
     def test_a_worker_is_a_batch_while_it_is_busy(self):
+        # whatever we have been started with: the server inherits it
+        self.addCleanup(os.sched_setscheduler, 0, os.sched_getscheduler(0), os.sched_param(0))
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         with ServerProcess(workers=1) as server, server.connect() as client:
             (pid,) = server.workers().values()
 
@@ -54,6 +57,8 @@ class SchedulingTests(SynchronousTestCase):
                 return os.sched_getscheduler(pid) == os.SCHED_BATCH
 
             wait_until(has_become_a_batch, "a busy worker that is scheduled as a batch")
+            others = {how for how in self.scheduled(server)[0] if how[1] != os.SCHED_BATCH}
+            self.assertEqual({policy for _, policy in others}, {os.SCHED_OTHER}, "its threads")
             wait_until(
                 lambda: os.sched_getscheduler(pid) == os.SCHED_OTHER,
                 "an idle worker that is scheduled as usual",

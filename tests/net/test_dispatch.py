@@ -613,7 +613,7 @@ class CloseTests(DispatchCase):
 
 
 class FullLaneTests(DispatchCase):
-    """FAULTS, finding 8: what waits is bounded, and reading is paused at the bound."""
+    """What waits is bounded, and reading is paused at the bound."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -683,7 +683,7 @@ class FullLaneTests(DispatchCase):
 
 
 class SlowReaderTests(DispatchCase):
-    """FAULTS, finding 1: who does not read his replies is not answered any further."""
+    """Who does not read his replies is not answered any further."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -1098,7 +1098,7 @@ def runners() -> int:
 
 
 class CostTests(DispatchCase):
-    """DESIGN 2: what is not needed for a packet is not made for it."""
+    """What is not needed for a packet is not made for it."""
 
     def test_a_handler_that_never_waits_costs_no_deferred(self):
         made = []

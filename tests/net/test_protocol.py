@@ -240,7 +240,7 @@ class BadInputTests(ProtocolCase):
 
 
 class ClosingTests(ProtocolCase):
-    """FAULTS, findings 2 and 4: first our end of stream, then time to read, then the cut."""
+    """First our end of stream, then time to read, then the cut."""
 
     def closing(self) -> FakeConnection:
         client = self.connect()

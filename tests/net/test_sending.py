@@ -159,7 +159,7 @@ class ReplyTests(SendingCase):
     """Replies need no limit: who does not read them is not answered any further."""
 
     def test_small_replies_to_what_waits_are_bounded_within_a_turn(self):
-        """FAULTS, finding 1: batches whose replies are small must not add up."""
+        """Batches whose replies are small must not add up."""
         kernel = self.start(room=0)
         kernel.ask((WAIT, b""))
         kernel.ask(*[(BIG, b"1000")] * 4000)

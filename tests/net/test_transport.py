@@ -438,7 +438,7 @@ class StockTransportDirectReactorTests(PromisesMixin, TransportCase):
 
 
 class CostMixin:
-    """DESIGN 2: what a packet costs."""
+    """What a packet costs."""
 
     def test_an_answer_costs_one_receive_and_one_send(self):
         self.protocol.on_data = self.transport.write

@@ -8,6 +8,7 @@ from typing import Any
 from ccserver.core.balance import Move
 from ccserver.errors import OperationFailed, StartError
 from ccserver.process.worker import EXIT_APP
+from ccserver.process.workers import WorkerOfMaster
 from tests.process.fleets import AdministrationCase
 
 
@@ -214,11 +215,16 @@ class WorkerStopTests(AdministrationCase):
 
 
 class MovingTests(AdministrationCase):
+    def served_by(self, slot: int) -> WorkerOfMaster:
+        """Who serves in a slot."""
+        (process,) = [each for each in self.fleet.serving if each.slot == slot]
+        return process
+
     def test_recycling_puts_a_new_worker_into_one_slot(self):
         administration = self.administered()
         first, second = self.workers()
         second.end.connections = 5
-        result = self.did(administration.recycle(1, "max_age"))
+        result = self.did(administration.recycle(self.served_by(1), "max_age"))
         self.assertEqual(result["slot"], 1)
         self.assertEqual((first.told, second.told[-1]), (["serve"], ("stop", True, 9.0)))
         self.assertEqual(self.workers()[2].told, ["serve", "take"])
@@ -227,10 +233,20 @@ class MovingTests(AdministrationCase):
 
     def test_a_recycling_that_fails_keeps_the_old_one(self):
         administration = self.administered()
-        recycling = administration.recycle(1, "max_age")
+        recycling = administration.recycle(self.served_by(1), "max_age")
         self.workers()[2].failed(EXIT_APP, "no")
         self.assertEqual(self.refusal(recycling), "no")
         self.assertEqual(self.workers()[1].told, ["serve"])
+
+    def test_nobody_takes_the_place_of_who_has_left_it(self):
+        administration = self.administered()
+        process = self.served_by(1)
+        self.workers()[1].die(0)
+        self.turn()
+        count = len(self.workers())
+        recycling = administration.recycle(process, "signal")
+        self.assertEqual(self.refusal(recycling), f"{process}, serves no more")
+        self.assertEqual(len(self.workers()), count)
 
     def test_rebalancing_evens_out(self):
         administration = self.administered(3)

@@ -165,7 +165,7 @@ class LineTests(LogsCase):
 
 
 class EscapeTests(LogsCase):
-    """FAULTS 57: nobody forges a line or sends a terminal commands."""
+    """Nobody forges a line or sends a terminal commands."""
 
     def test_newlines_are_escaped(self):
         self.assertEqual(self.line("{x}", x="a\nb\r\nc"), "a\\x0ab\\x0d\\x0ac\n")
@@ -271,7 +271,7 @@ class FileTests(LogsCase):
 
 
 class FaultTests(LogsCase):
-    """FAULTS 54: the service goes on, whatever becomes of its log."""
+    """The service goes on, whatever becomes of its log."""
 
     def test_a_full_disk_is_no_fault_of_who_logs(self):
         observer = LineObserver("/dev/full", 8, False)

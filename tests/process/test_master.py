@@ -132,7 +132,7 @@ class RespawnTests(MasterCase):
 
 
 class FirstStartTests(MasterCase):
-    """A server that cannot start ends, with a status that says why (DESIGN 6)."""
+    """A server that cannot start ends, with a status that says why."""
 
     def test_an_application_that_cannot_be_loaded_is_status_4(self):
         (each,) = self.started(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterable
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -10,6 +12,17 @@ from twisted.trial.unittest import SynchronousTestCase
 from ccserver.config import Config
 from ccserver.process.scheduling import Eagerness, schedule
 from tests.support import logged, texts
+
+REFUSED = (
+    "worker process 2: WorkerScheduling = auto is not granted: [Errno 1] Operation not permitted"
+)
+
+
+def compute(seconds: float) -> None:
+    """Use so much CPU."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
 
 
 class Kernel:
@@ -95,6 +108,13 @@ class SchedulingTests(SynchronousTestCase):
         expected = "worker process 1: worker_cpu_affinity is not granted: [Errno 1] "
         self.assertEqual(told, f"{expected}Operation not permitted")
 
+    def test_only_with_auto_there_is_something_to_look_at(self):
+        for text, expected in (("", True), ("auto", True), ("normal", False), ("batch", False)):
+            text = text and f"WorkerScheduling = {text}"
+            kernel(self)
+            found = schedule(Config.parse(text, "a.conf", "/srv").process, 0)
+            self.assertEqual(found is not None, expected, text)
+
     def test_a_worker_may_be_scheduled_as_a_batch(self):
         self.assertEqual(self.schedule("WorkerScheduling = batch"), [])
         self.assertEqual(self.kernel.policy, os.SCHED_BATCH)
@@ -114,7 +134,8 @@ class EagernessTests(SynchronousTestCase):
         self.kernel = kernel(self)
         self.events = logged(self)
         self.now = self.used = 0.0
-        self.eagerness = Eagerness(lambda: self.now, lambda: self.used)
+        self.eagerness = Eagerness(2, lambda: self.now, lambda: self.used)
+        self.eagerness.look()
 
     def second(self, share: float) -> int:
         """The policy after a second in which it has used such a share of a core."""
@@ -140,10 +161,38 @@ class EagernessTests(SynchronousTestCase):
         self.kernel.policy = os.SCHED_BATCH
         self.assertEqual([self.second(0.9), self.second(0.1)], [os.SCHED_BATCH] * 2)
 
+    def test_what_was_used_before_the_first_look_does_not_count(self):
+        self.used = 5.0
+        self.eagerness = Eagerness(2, lambda: self.now, lambda: self.used)
+        self.eagerness.look()
+        self.assertEqual(self.second(0.1), os.SCHED_OTHER)
+
+    def test_by_itself_it_looks_at_what_this_thread_has_used(self):
+        eagerness = Eagerness(2)
+        eagerness.look()
+        self.assertEqual(self.kernel.policy, os.SCHED_OTHER, "it is only known from then on")
+        computing = threading.Thread(target=compute, args=(0.1,))
+        computing.start()
+        computing.join()
+        eagerness.look()
+        self.assertEqual(self.kernel.policy, os.SCHED_OTHER, "another one was busy")
+        compute(0.1)
+        eagerness.look()
+        self.assertEqual(self.kernel.policy, os.SCHED_BATCH)
+
     def test_a_refusal_is_told_once(self):
         self.patch(os, "sched_setscheduler", self.kernel.refuse)
         self.assertEqual(
             [self.second(share) for share in (0.9, 0.9, 0.1, 0.9)], [os.SCHED_OTHER] * 4
         )
-        expected = "WorkerScheduling = auto is not granted: [Errno 1] Operation not permitted"
-        self.assertEqual(texts(self.events), [expected])
+        self.assertEqual(texts(self.events), [REFUSED])
+
+    def test_a_batch_that_may_be_none_only_later_is_none_then(self):
+        self.assertEqual(self.second(0.9), os.SCHED_BATCH)
+        granting = os.sched_setscheduler
+        self.patch(os, "sched_setscheduler", self.kernel.refuse)
+        self.assertEqual([self.second(0.1), self.second(0.1)], [os.SCHED_BATCH] * 2)
+        self.assertEqual(texts(self.events), [REFUSED])
+        self.patch(os, "sched_setscheduler", granting)
+        self.assertEqual(self.second(0.1), os.SCHED_OTHER)
+        self.assertEqual(self.second(0.9), os.SCHED_OTHER, "it does not try that again")

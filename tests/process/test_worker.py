@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import sys
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -21,9 +22,25 @@ from ccserver.errors import AppError, ConfigError, StartError
 from ccserver.net.port import DirectPort
 from ccserver.process import link, worker
 from ccserver.process.logs import LineObserver
-from ccserver.process.worker import ECHO, EXIT_APP, EXIT_CONFIG, EXIT_START, Order, WorkerProcess
+from ccserver.process.worker import (
+    ECHO,
+    EXIT_APP,
+    EXIT_CONFIG,
+    EXIT_START,
+    HEARD_TIMEOUT,
+    Order,
+    WorkerProcess,
+)
 from tests.ports import free_port
-from tests.support import FakeReactor, FakeTransport, folder, logged, open_descriptors, texts
+from tests.support import (
+    PATIENCE,
+    FakeReactor,
+    FakeTransport,
+    folder,
+    logged,
+    open_descriptors,
+    texts,
+)
 
 APP = """
 from ccserver import App, Session
@@ -82,6 +99,7 @@ class MasterEnd(link.Line):
 
     @ivar beats: the figures.
     @ivar leaves: what it answers to L{link.Leave}.
+    @ivar stops: what it answers to L{link.Stopping}.
     """
 
     def __init__(self) -> None:
@@ -89,6 +107,7 @@ class MasterEnd(link.Line):
         self.heard: list[Any] = []
         self.beats: list[dict[str, Any]] = []
         self.leaves: Any = {"accepted": True}
+        self.stops: Any = {}
 
     @link.Ready.responder
     def ready(self) -> dict[str, Any]:
@@ -106,9 +125,9 @@ class MasterEnd(link.Line):
         return self.leaves
 
     @link.Stopping.responder
-    def stopping(self) -> dict[str, Any]:
+    def stopping(self) -> Any:
         self.heard.append("stopping")
-        return {}
+        return self.stops
 
     @link.Beat.responder
     def beat(self, figures: str) -> dict[str, Any]:
@@ -134,6 +153,7 @@ class WorkerProcessCase(SynchronousTestCase):
         self.reactor = FakeReactor()
         self.handlers: dict[int, Any] = {}
         self.titles: list[str] = []
+        self.looks = 0
         self.patch(signal, "signal", self.handlers.__setitem__)
         self.patch(signal, "pthread_sigmask", lambda how, mask: None)
         self.patch(worker, "setproctitle", self.titles.append)
@@ -160,7 +180,7 @@ class WorkerProcessCase(SynchronousTestCase):
         self.addCleanup(self.observer.close)
         order = Order(text, "a.conf", self.folder, 3, 7, False, 8)
         config = Config.parse(order.text, order.path, order.base)
-        process = WorkerProcess(self.reactor, order, config, self.observer)
+        process = WorkerProcess(self.reactor, order, config, self.observer, look=self.look)
         process.begin()
         (adopted,) = self.reactor.adopted
         self.addCleanup(adopted.close)
@@ -171,6 +191,9 @@ class WorkerProcessCase(SynchronousTestCase):
         self.addCleanup(self.ended, process)
         self.talk()
         return process
+
+    def look(self) -> None:
+        self.looks += 1
 
     def serving(self, app: str = APP, more: str = "") -> WorkerProcess:
         """A worker process that has been told to serve."""
@@ -277,6 +300,17 @@ class StartTests(WorkerProcessCase):
         ((_, reason),) = self.master.heard
         self.assertLessEqual(len(reason), link.REASON_LIMIT)
         self.flushLoggedErrors(ValueError)
+
+    def test_from_when_it_is_ready_it_looks_once_a_second(self):
+        hook = "from twisted.internet.defer import Deferred\nwaiting = Deferred()\n"
+        hook += "@app.on_worker_start\nasync def start(worker):\n    await waiting\n"
+        self.begun(APP + hook)
+        self.reactor.pump([0.5] * 6)
+        self.assertEqual(self.looks, 0)
+        sys.modules[f"served_{id(self)}"].waiting.callback(None)
+        self.assertEqual(self.looks, 1)
+        self.reactor.pump([0.5] * 6)
+        self.assertEqual(self.looks, 4)
 
     def test_it_beats_from_the_reactor_with_its_figures(self):
         self.begun()
@@ -385,6 +419,29 @@ class StopTests(WorkerProcessCase):
         self.assertEqual(self.master.heard, ["ready", "leave", "stopping"])
         self.assertEqual(self.reactor.stops, 1)
         self.assertIn("SIGQUIT again: stopping", texts(events))
+
+    def test_between_telling_that_it_stops_and_being_heard_it_takes_nothing(self):
+        self.serving()
+        self.signalled()
+        self.master.stops = Deferred()
+        self.handlers[signal.SIGTERM](signal.SIGTERM, None)
+        self.reactor.advance(0)
+        self.talk()
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.settimeout(PATIENCE)
+            with theirs:
+                self.ask(link.Take, channel=theirs.fileno())
+            self.assertEqual(ours.recv(1), b"", "the other side is told to keep what it has")
+        self.reactor.advance(ECHO)
+        self.handlers[signal.SIGTERM](signal.SIGTERM, None)
+        self.reactor.advance(0)
+        self.talk()
+        self.assertEqual(self.master.heard, ["ready", "leave", "stopping"])
+        self.assertEqual(self.reactor.stops, 0)
+        self.reactor.advance(HEARD_TIMEOUT - ECHO)
+        self.reactor.pump([0.1] * 5)
+        self.assertEqual(self.reactor.stops, 1)
 
     def test_a_signal_that_comes_twice_at_once_is_one(self):
         self.serving()
