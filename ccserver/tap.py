@@ -20,6 +20,8 @@ from ccserver.process.listening import SOCKETS_VARIABLE
 from ccserver.process.logs import LineObserver, last_words
 from ccserver.process.master import Master
 from ccserver.process.pidfile import PidFile, remove_stale
+from ccserver.process.pidfile import check as check_pid_file
+from ccserver.process.reload import summary
 from ccserver.process.single import SingleProcess
 from ccserver.process.systemd import Systemd
 from ccserver.process.upgrade import Predecessor
@@ -40,16 +42,16 @@ class Options(usage.Options):
         """Read the configuration; end with status 1 and a line for each error, if it has any."""
         base = os.path.abspath(self._of_twistd("rundir") or ".")
         config, errors = check(self["config"], base)
-        for error in errors:
-            last_words(str(error))
         if config is None:
-            raise SystemExit(1)
+            raise _refusal(*errors)
+        pid_file = self._of_twistd("pidfile")
+        remove_stale(pid_file)
         try:
             self.settings = self._with_owner(config)
+            if not self._of_twistd("chroot"):
+                check_pid_file(pid_file)
         except StartError as error:
-            last_words(str(error))
-            raise SystemExit(1) from None
-        remove_stale(self._of_twistd("pidfile"))
+            raise _refusal(error) from None
 
     @property
     def owner(self) -> Owner | None:
@@ -88,6 +90,16 @@ class Options(usage.Options):
 
     def _of_twistd(self, name: str) -> Any:
         return self.parent.get(name) if self.parent is not None else None
+
+
+def _refusal(*errors: CcserverError) -> SystemExit:
+    """The end of a process that cannot start, when a line for each error is said."""
+    for error in errors:
+        last_words(str(error))
+    predecessor = Predecessor.found(os.environ)
+    if predecessor is not None:
+        predecessor.refuse_early(summary(errors))
+    return SystemExit(1)
 
 
 def makeService(options: Options) -> IService:

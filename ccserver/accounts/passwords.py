@@ -67,6 +67,7 @@ def _bytes(password: str) -> bytes:
 
 
 def _cpu_count() -> int:
-    if hasattr(os, "sched_getaffinity"):
+    try:
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    except (AttributeError, OSError):
+        return os.cpu_count() or 1

@@ -13,10 +13,11 @@ T = TypeVar("T")
 
 
 def cpu_count() -> int:
-    """The CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
+    """The CPUs this process may run on; all there are, where that cannot be asked."""
+    try:
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    except (AttributeError, OSError):
+        return os.cpu_count() or 1
 
 
 def whole_number(text: str) -> int:

@@ -8,6 +8,7 @@ import select
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from threading import RLock
 
 FILE_MODE = 0o640
@@ -28,7 +29,8 @@ class LogFile:
     """A file that lines are appended to, and that comes back by itself.
 
     Lines that a full disk, or whatever else, does not take are lost; the first that it takes
-    again stands behind one that says how many. A file that was removed is made anew.
+    again stands behind one that says how many. Half a line, whoever has left it, is ended before
+    another one begins. A file that was removed is made anew.
     May be called from any thread.
 
     @ivar path: of the file.
@@ -61,6 +63,9 @@ class LogFile:
         """
         self._fd = self._opened(self.path)
         self._next_check = self._clock() + CHECK_INTERVAL
+        if is_torn(self._fd):
+            with suppress(OSError):  # it is full still
+                os.write(self._fd, b"\n")
 
     def reopen(self) -> None:
         """Go on in the file that has the path now; in the old one, if there is none to be had.
@@ -113,6 +118,8 @@ class LogFile:
         before = b""
         if self._lost:
             before = self._tell(f"{self._lost} lines of the log were lost: {self._why}")
+            torn = is_torn(self._fd)  # by others, too, and they may have ended it
+            self._torn = self._torn if torn is None else torn
         try:
             written = os.write(self._fd, (b"\n" if self._torn else b"") + before + line)
         except OSError as error:
@@ -168,6 +175,23 @@ class LogFile:
             os.close(fd)
             raise OSError(errno.EPERM, "others may write the folder, and it has two names", path)
         return fd
+
+
+def is_torn(fd: int) -> bool | None:
+    """Whether the file that C{fd} appends to ends in half a line; None: that cannot be seen."""
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode):
+        return None
+    try:
+        reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.pread(reading, 1, max(0, about.st_size - 1)) not in (b"", b"\n")
+    except OSError:
+        return None
+    finally:
+        os.close(reading)
 
 
 def is_writable(fd: int) -> bool:

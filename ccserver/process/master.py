@@ -143,7 +143,12 @@ class Master(ServerService):
         if self._predecessor is not None:
             self._host.pid_file.disown()
         keep_high_ones()
-        ServerService.privilegedStartService(self)
+        try:
+            ServerService.privilegedStartService(self)
+        except StartError as error:
+            if self._predecessor is not None:
+                self._predecessor.refuse_early(str(error))
+            raise
         if self._predecessor is None:
             owner = self._host.owner
             self._control.open(owner=None if owner is None else (owner.uid, owner.gid))

@@ -7,7 +7,7 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from typing import Any
 
-from ccserver.errors import OperationFailed
+from ccserver.errors import OperationFailed, StartError
 
 OLD = ".oldbin"
 """What nginx appends to the pid file's name of a master that is being replaced."""
@@ -82,6 +82,23 @@ def remove_stale(path: str | None) -> None:
     """
     pid = _pid_in(path) if path else None
     if path and pid is not None and (pid == os.getpid() or not _is_server(pid)):
+        with suppress(OSError):
+            os.remove(path)
+
+
+def check(path: str | None) -> None:
+    """See whether twistd can write its pid file, which it does when all else has begun.
+
+    @raise StartError: it cannot.
+    """
+    if not path or os.path.lexists(path):
+        return  # twistd says whose it is
+    try:
+        with open(path, "xb") as file:
+            file.write(b"%d" % os.getpid())
+    except OSError as error:
+        raise StartError(f"cannot write the pid file {path}: {error.strerror}") from None
+    finally:
         with suppress(OSError):
             os.remove(path)
 

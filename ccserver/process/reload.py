@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ccserver.config import Config, check
@@ -70,11 +70,16 @@ def read(path: str, old: Config) -> Config:
     """
     config, errors = check(path, old.base)
     if config is None:
-        more = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
-        raise OperationFailed(f"{errors[0]}{more}")
+        raise OperationFailed(summary(errors))
     if config.process.workers == 0:
         raise OperationFailed("WorkerProcesses = 0 needs a restart")
     return dataclasses.replace(config, path=old.path)
+
+
+def summary(errors: Sequence[CcserverError]) -> str:
+    """What is wrong with a configuration, in one line."""
+    more = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
+    return f"{errors[0]}{more}"
 
 
 def needing_restart(old: Config, new: Config) -> Iterator[str]:

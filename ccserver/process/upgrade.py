@@ -220,7 +220,7 @@ class Successor(ProcessProtocol):
 
     def lost(self) -> None:
         """The link is at its end."""
-        why = self.reason or "the new master ended before it was ready: its log says why"
+        why = self.reason or "the new master ended before it was ready: ccserver check may say why"
         self.loaded.happen(Failure(OperationFailed(why)))
         self.gone.happen(None)
 
@@ -283,6 +283,13 @@ class Predecessor:
         """Say that C{workers} can serve; fires with whether we are the master now."""
         asked: Deferred[Any] = self._link.callRemote(Loaded, workers=workers)
         return asked.addCallbacks(lambda answer: True, lambda failure: False)
+
+    def refuse_early(self, reason: str) -> None:
+        """Say why we cannot, before there is a reactor that could."""
+        told = reason[: link.REASON_LIMIT].encode("utf-8", "replace")
+        box = amp.Box({amp.COMMAND: Refused.commandName, b"reason": told})
+        with suppress(OSError), socket.socket(fileno=LINK_FD) as sock:
+            sock.sendall(box.serialize())
 
     def refuse(self, reason: str) -> Deferred[Any]:
         """Say why we cannot; fires when that is known, or cannot be."""

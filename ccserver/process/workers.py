@@ -165,7 +165,8 @@ class WorkerOfMaster(ProcessProtocol):
         self._reactor: Any = None  # once it is attached
 
     def __str__(self) -> str:
-        return f"worker process {self.slot}, pid {self.pid}"
+        process = "" if self.pid is None else f", pid {self.pid}"
+        return f"worker process {self.slot}{process}"
 
     @property
     def connections(self) -> int:
@@ -398,11 +399,11 @@ class Spawner:
             self._start(process, order, sockets)
         except OSError as error:
             process.reason = f"{COMMAND[0]} cannot be run: {error}"
-            process.log.alert("{reason}", reason=process.reason)
-            if process.pid is not None:
+            if process.pid is None:
+                process.end(Ended(None, f"was not started: {process.reason}"))
+            else:
+                process.log.alert("{reason}", reason=process.reason)
                 process.kill()  # it runs, but cannot be talked to: its end is reported
-                return
-            process.end(Ended(None, "was not started"))
 
     def _start(
         self, process: WorkerOfMaster, order: worker.Order, sockets: Sequence[socket.socket]

@@ -138,6 +138,7 @@ class ServerProcess:
     @ivar folder: where it runs, with its configuration C{ccserver.conf} and log C{error.log}.
     @ivar port: where it listens, on 127.0.0.1.
     @ivar launched: when it was started, monotonic.
+    @ivar pid_file: the path of its pid file, from there.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class ServerProcess:
         self.folder = os.path.realpath(tempfile.mkdtemp(prefix="ccserver-test-"))
         self.port = free_port()
         self.launched = 0.0
+        self.pid_file = "twistd.pid"
         self._background = background
         self._count = workers
         self._process: subprocess.Popen[bytes] | None = None
@@ -210,7 +212,7 @@ class ServerProcess:
     def launch(self) -> None:
         """Start it, and wait for nothing."""
         background = [] if self._background else ["-n"]
-        arguments = [*self.command(), *background, "--pidfile=twistd.pid"]
+        arguments = [*self.command(), *background, f"--pidfile={self.pid_file}"]
         with open(self.path("stdout"), "ab") as stdout, open(self.path("stderr"), "ab") as stderr:
             self.launched = time.monotonic()
             self._process = subprocess.Popen(

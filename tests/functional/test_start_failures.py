@@ -115,6 +115,14 @@ class LogTests(FailureCase):
         self.assertIn("Is a directory", self.line(server, EXIT_CONFIG))
 
 
+class PidFileTests(FailureCase):
+    def test_in_a_folder_that_is_not_there(self):
+        server = ServerProcess()
+        server.pid_file = "missing/a.pid"
+        why = "ccserver: cannot write the pid file missing/a.pid: No such file or directory"
+        self.assertEqual(self.line(server, EXIT_CONFIG), why)
+
+
 class ApplicationTests(FailureCase):
     def refused(self, app, status, *words, workers=2, source=None):
         server = ServerProcess(app, workers=workers)

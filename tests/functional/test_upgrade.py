@@ -177,20 +177,34 @@ class DisturbedUpgradeTests(UpgradeCase):
 
 
 class FailedUpgradeTests(UpgradeCase):
+    def test_that_of_a_daemon_says_why_too(self):
+        server = self.serve(workers=1, background=True)
+        text = server.read("ccserver.conf")
+        for change, word in (
+            (text + "Wrokers = 1\n", 'unknown key "Wrokers"'),
+            (text.replace("Listen = ", "Listen = 192.0.2.1:15999, "), "192.0.2.1:15999: "),
+        ):
+            server.write("ccserver.conf", change.encode())
+            with self.assertRaises(Refused) as caught:
+                self.operator.ask("upgrade")
+            self.assertIn(word, str(caught.exception))
+            self.assertIn(f"upgrade failed: {caught.exception}", server.log)
+
     def test_one_that_cannot_leaves_the_old_master_as_it_was(self):
         server = self.serve(workers=1)
         text = server.read("ccserver.conf")
         master, pids = server.master, server.workers()
         with server.connect() as client:
             for change, word in (
-                (text + "Wrokers = 1\n", "ended"),
+                (text + "Wrokers = 1\n", 'unknown key "Wrokers"'),
                 (text.replace(ECHO, "missing:app"), "no module missing"),
-                (text.replace("Listen = ", "Listen = 192.0.2.1:15999, "), "ended"),
+                (text.replace("Listen = ", "Listen = 192.0.2.1:15999, "), "192.0.2.1:15999: "),
             ):
                 server.write("ccserver.conf", change.encode())
                 with self.assertRaises(Refused) as caught:
                     self.operator.ask("upgrade")
                 self.assertIn(word, str(caught.exception))
+                self.assertIn(f"upgrade failed: {caught.exception}", server.log)
                 client.ask(apps.PING)
                 self.assertEqual(self.operator.status()["pid"], master)
                 wait_until(lambda: len(server.processes()) == 2, "the new ones to be gone")

@@ -85,6 +85,35 @@ class FullDiskTests(LogFileCase):
         gap = "! 1 lines of the log were lost: No space left on device\n"
         self.assertEqual(self.written(), f"fi\n{gap}second\n")
 
+    def test_a_line_that_another_process_was_cut_in_does_not_spoil_ours(self):
+        first, second = self.opened(), self.opened()
+        self.fault = self.full
+        second.write(b"lost\n")
+        self.fault = 2
+        first.write(b"first\n")
+        self.fault = None
+        second.write(b"second\n")
+        first.write(b"third\n")
+        gap = "! 1 lines of the log were lost: No space left on device\n"
+        self.assertEqual(self.written(), f"fi\n{gap}second\n{gap}third\n")
+
+    def test_nor_does_one_that_was_there_before_us(self):
+        for left, expected in (("", ""), ("whole\n", "whole\n"), ("half", "half\n")):
+            with open(self.path, "w") as file:
+                file.write(left)
+            self.opened().write(b"ours\n")
+            self.assertEqual(self.written(), f"{expected}ours\n")
+
+    def test_where_the_file_cannot_be_read_it_goes_by_what_it_has_written(self):
+        file = self.opened()
+        self.patch(logfile, "is_torn", lambda fd: None)
+        self.fault = 2
+        file.write(b"first\n")
+        self.fault = None
+        file.write(b"second\n")
+        gap = "! 1 lines of the log were lost: No space left on device\n"
+        self.assertEqual(self.written(), f"fi\n{gap}second\n")
+
     def test_any_number_of_cuts_and_then_it_is_well_again(self):
         file = self.opened()
         for cut in (2, 0, 5, 40):

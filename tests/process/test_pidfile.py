@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,8 +11,8 @@ from typing import Any
 from twisted.scripts._twistd_unix import UnixApplicationRunner
 from twisted.trial.unittest import SynchronousTestCase
 
-from ccserver.errors import OperationFailed
-from ccserver.process.pidfile import PidFile, remove_stale
+from ccserver.errors import OperationFailed, StartError
+from ccserver.process.pidfile import PidFile, check, remove_stale
 from tests.support import folder
 
 
@@ -119,6 +120,38 @@ class UpgradeTests(PidFileCase):
     def test_coming_back_from_nowhere_is_no_fault(self):
         self.file.come_back()
         self.assertEqual(self.names(), ["twistd.pid"])
+
+
+class CheckTests(PidFileCase):
+    def test_one_that_can_be_written_is_not_there_afterwards(self):
+        os.remove(self.path)
+        check(self.path)
+        self.assertEqual(self.names(), [])
+
+    def test_one_that_is_there_is_left_to_twistd(self):
+        check(self.path)
+        with open(self.path) as file:
+            self.assertEqual(file.read(), str(os.getpid()))
+
+    def test_none_is_no_fault(self):
+        check(None)
+        check("")
+
+    def test_one_that_cannot_be_made_is_told_of(self):
+        path = os.path.join(self.path, "a.pid")
+        error = self.assertRaises(StartError, check, path)
+        self.assertEqual(str(error), f"cannot write the pid file {path}: Not a directory")
+
+    def test_on_a_full_disk_nothing_is_left(self):
+        os.remove(self.path)
+
+        def full(*arguments: Any) -> Any:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        self.patch(os, "getpid", full)  # between the open and the write
+        error = self.assertRaises(StartError, check, self.path)
+        self.assertIn(os.strerror(errno.ENOSPC), str(error))
+        self.assertEqual(self.names(), [])
 
 
 class StaleTests(PidFileCase):

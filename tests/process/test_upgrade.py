@@ -209,6 +209,32 @@ class LinkTests(PairCase):
         error = self.failureResultOf(loaded, OperationFailed).value
         self.assertIn("there is no module named x", str(error))
 
+    def test_before_it_has_a_reactor_it_says_why_too(self):
+        old = self.executed()
+        loaded = old.loaded.wait()
+        (process,) = self.reactor.processes
+        new = Predecessor.found(dict(process.env))
+        assert new is not None
+        self.patch(upgrade, "LINK_FD", os.dup(process.given[3]))
+        new.refuse_early("a.conf:1: what is caf\udce9?" + "x" * 100_000)
+        os.close(process.given.pop(3))
+        (adopted,) = self.reactor.adopted
+        while said := adopted.socket.recv(1 << 16):
+            adopted.transport.protocol.dataReceived(said)
+        self.unlink()
+        error = self.failureResultOf(loaded, OperationFailed).value
+        self.assertTrue(str(error).startswith("a.conf:1: what is caf??xxx"), error)
+
+    def test_where_the_old_one_is_gone_it_says_nothing(self):
+        self.executed()
+        (process,) = self.reactor.processes
+        new = Predecessor.found(dict(process.env))
+        assert new is not None
+        self.patch(upgrade, "LINK_FD", os.dup(process.given[3]))
+        (adopted,) = self.reactor.adopted
+        adopted.socket.close()
+        new.refuse_early("no")
+
     def test_one_that_goes_without_a_word_is_told_of(self):
         old, _ = self.paired()
         loaded = old.loaded.wait()
