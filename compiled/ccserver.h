@@ -22,7 +22,8 @@
 #include <time.h>
 #include "slots.h"
 
-enum { HEADER = 8, LONGEST = 0xFFFF, CHUNK = 65536, SMALL = 256, WHOLE = 1024, MARK = 65536,
+enum { HEADER = 8, LONGEST = 0xFFFF, CHUNK = 65536, LONG_READ = 4 * CHUNK, LONG = 256, SMALL = 256,
+       WHOLE = 1024, MARK = 65536, LONG_MARK = 5 * MARK,
        EVENTS = 128, PART = 4, LARGE = 4096, COPIED = 8192, PIECES = 128 };
 
 extern PyObject *no_bytes, *no_list; /* never appended to */
@@ -42,7 +43,7 @@ PyObject *raised(void);
 /* framing.c */
 int prepare_framing(void);
 Py_ssize_t append(PyObject *out, PyObject *code, PyObject *body);
-PyObject *receive(int fd, PyObject *decoder);
+PyObject *receive(int fd, PyObject *decoder, Py_ssize_t most);
 PyObject *cut(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *header(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *feed_from(PyObject *module, PyObject *const *args, Py_ssize_t count);

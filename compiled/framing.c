@@ -6,7 +6,7 @@
 static uint32_t crc_table[8][256];
 static PyObject *zlib_crc32; /* for longer bodies: it knows the processor better */
 static PyObject *packet_too_long;
-static _Thread_local char buffer[CHUNK + LONGEST]; /* of what is received */
+static _Thread_local char buffer[LONG_READ + LONGEST]; /* of what is received */
 
 static void make_crc_table(void) {
     for (uint32_t n = 0; n < 256; n++) {
@@ -194,15 +194,16 @@ static Py_ssize_t begin(PyObject *decoder) {
     return pieces == NULL ? -1 : have;
 }
 
-/* Feed the decoder what can be received: the packets, None at the end of the stream, or NULL. */
-PyObject *receive(int fd, PyObject *decoder) {
+/* Feed the decoder what can be received, so many bytes at most: the packets, None at the end of the
+ * stream, or NULL. */
+PyObject *receive(int fd, PyObject *decoder, Py_ssize_t most) {
     Py_ssize_t have = begin(decoder), longest = number(&decoder_max_length, decoder);
     Py_ssize_t wanted = number(&decoder_need, decoder);
     if (PyErr_Occurred())
         return NULL;
     ssize_t n;
     do {
-        n = recv(fd, buffer + have, CHUNK, MSG_DONTWAIT);
+        n = recv(fd, buffer + have, (size_t)most, MSG_DONTWAIT);
     } while (n < 0 && errno == EINTR);
     if (n <= 0)
         return n < 0 ? PyErr_SetFromErrno(PyExc_OSError) : Py_NewRef(Py_None);
@@ -223,6 +224,8 @@ PyObject *receive(int fd, PyObject *decoder) {
         Py_DECREF(seen);
     }
     Py_ssize_t count = PyList_GET_SIZE(packets);
+    if (n >= CHUNK && set(&decoder_long, decoder, PyBool_FromLong(n > LONG * count)) < 0)
+        goto failed;
     if (add(&decoder_packets, decoder, count) == 0
         && (count || set(&decoder_little, decoder, PyLong_FromSsize_t(n)) == 0))
         return packets;
@@ -231,16 +234,17 @@ failed:
     return NULL;
 }
 
-/* feed_from(socket, decoder) -> packets, or None at the end of the stream; raises OSError */
+/* feed_from(socket, decoder, size) -> packets, or None at the end of the stream; raises OSError */
 PyObject *feed_from(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
-    int fd = count == 2 ? PyObject_AsFileDescriptor(args[0]) : -1;
+    Py_ssize_t most = count == 3 ? PyLong_AsSsize_t(args[2]) : -1;
+    int fd = 0 < most && most <= LONG_READ ? PyObject_AsFileDescriptor(args[0]) : -1;
     if (fd < 0) {
         if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_TypeError, "feed_from(socket, decoder)");
+            PyErr_SetString(PyExc_TypeError, "feed_from(socket, decoder, size: int)");
         return NULL;
     }
-    return receive(fd, args[1]);
+    return receive(fd, args[1], most);
 }
 
 /* What the others here need, at the import; 0, or -1. */

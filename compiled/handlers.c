@@ -34,6 +34,14 @@ static PyObject *body_of(PyObject *reply) {
     return body;
 }
 
+/* How many bytes of replies are joined: see net/reply.py; -1 with an exception set. */
+static Py_ssize_t mark_of(PyObject *session) {
+    PyObject *decoder = get(&session_decoder, session);
+    Py_ssize_t mark = decoder == NULL ? -1 : holds(&decoder_long, decoder) ? LONG_MARK : MARK;
+    Py_XDECREF(decoder);
+    return PyErr_Occurred() ? -1 : mark;
+}
+
 /* answer(lane, session, handlers, rest, out, thread, deadline, most), in seconds
  * -> count, or (count, packet, coroutine, value) where it stopped before the end of rest */
 PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
@@ -48,7 +56,9 @@ PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     int threaded = thread != Py_None, stopped = 0;
     double deadline = PyFloat_AsDouble(args[6]), most = PyFloat_AsDouble(args[7]);
     double before = threaded ? time_of(&thread_since, thread) : 0;
-    Py_ssize_t total = 0, replies = 0;
+    Py_ssize_t total = 0, replies = 0, mark = mark_of(session);
+    if (mark < 0)
+        return NULL;
     while (!stopped && (packet = PyIter_Next(args[3])) != NULL) {
         PyObject *handler = PyDict_GetItemWithError(args[2], PyTuple_GET_ITEM(packet, 0));
         if (handler == NULL || holds(&lane_halted, args[0]) || holds(&handler_in_thread, handler) != threaded)
@@ -72,7 +82,7 @@ PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
         }
         Py_DECREF(reply);
         Py_CLEAR(packet);
-        stopped = total > MARK;
+        stopped = total > mark;
         if (threaded) {
             double now = seconds();
             if (now > deadline || now - before > most)

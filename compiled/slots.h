@@ -14,10 +14,10 @@ struct slot {
 /* Of decoder, session, handler, lane, peer, dispatch, pool, its queue, thread, transport and reactor. */
 #define SLOTS(S) \
     S(decoder_bytes, "bytes") S(decoder_chunks, "_chunks") S(decoder_closed, "closed")                \
-    S(decoder_little, "little") S(decoder_max_length, "_max_length") S(decoder_need, "_need")         \
-    S(decoder_noted, "noted") S(decoder_packets, "packets")                                           \
+    S(decoder_little, "little") S(decoder_long, "long") S(decoder_max_length, "_max_length")          \
+    S(decoder_need, "_need") S(decoder_noted, "noted") S(decoder_packets, "packets")                  \
     S(session_bytes_out, "bytes_out") S(session_close_reason, "close_reason")                         \
-    S(session_excess, "excess") S(session_packets_out, "packets_out")                                 \
+    S(session_decoder, "decoder") S(session_excess, "excess") S(session_packets_out, "packets_out")   \
     S(handler_decode, "decode") S(handler_function, "function") S(handler_in_thread, "in_thread")     \
     S(lane_answered, "_answered") S(lane_busy, "_busy") S(lane_dispatch, "_dispatch")                 \
     S(lane_ending, "_ending") S(lane_halted, "halted") S(lane_hold, "_hold") S(lane_job, "_job")      \

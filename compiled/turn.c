@@ -132,8 +132,12 @@ static PyObject *end_of_connection(PyObject **constant, const char *name) {
 /* Read from a transport that has a decoder, and answer, as DirectServer.doRead does: a new reference
  * to what that returns, or NULL. */
 static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd, PyObject *replying) {
-    PyObject *packets = receive(fd, decoder);
+    PyObject *lane = get(&transport_lane, transport);
+    int many = lane != NULL && lane != Py_None && holds(&decoder_long, decoder) && !holds(&lane_busy, lane)
+               && !has(&lane_pending, lane);
+    PyObject *packets = lane == NULL ? NULL : receive(fd, decoder, many ? LONG_READ : CHUNK);
     if (packets == NULL) {
+        Py_XDECREF(lane);
         if (!PyErr_ExceptionMatches(PyExc_OSError))
             return NULL;
         int nothing = PyErr_ExceptionMatches(PyExc_BlockingIOError);
@@ -141,15 +145,15 @@ static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd,
         return nothing ? Py_NewRef(Py_None) : end_of_connection(&connection_lost, "CONNECTION_LOST");
     }
     if (packets == Py_None) {
+        Py_DECREF(lane);
         Py_DECREF(packets);
         return end_of_connection(&connection_done, "CONNECTION_DONE");
     }
-    PyObject *protocol = get(&transport_protocol, transport), *lane = get(&transport_lane, transport);
-    PyObject *out = NULL;
-    if (protocol != NULL && lane != NULL)
+    PyObject *protocol = get(&transport_protocol, transport), *out = NULL;
+    if (protocol != NULL)
         out = handle(transport, protocol, lane, decoder, packets);
     Py_XDECREF(protocol);
-    Py_XDECREF(lane);
+    Py_DECREF(lane);
     Py_DECREF(packets);
     int failed = out == NULL || cork(transport, out, replying) < 0;
     Py_XDECREF(out);

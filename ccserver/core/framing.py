@@ -95,6 +95,13 @@ MOST_CHUNKS = 64
 segments of two costs 614 KiB; so it costs 2.5 KiB more than its bytes."""
 
 
+FULL = 65536
+"""Bytes of a feed that says whether packets are long."""
+
+LONG = 256
+"""Bytes of a packet, on average, from which on they are long."""
+
+
 class FrameDecoder:
     """Cuts a stream of bytes, in whatever segments it comes, into packets.
 
@@ -107,6 +114,7 @@ class FrameDecoder:
     @ivar closed: nothing is decoded any more.
     @ivar bytes: how many were fed.
     @ivar packets: how many were complete, the refused ones too.
+    @ivar long: the packets of the last feed of L{FULL} bytes, or more, were.
     @ivar little: the bytes of the last feed that has completed no packet.
     """
 
@@ -119,6 +127,7 @@ class FrameDecoder:
         "bytes",
         "closed",
         "little",
+        "long",
         "noted",
         "packets",
         "refused",
@@ -131,7 +140,7 @@ class FrameDecoder:
         self._chunks: list[bytes] | None = None
         self._have = 0
         self._need = HEADER_LENGTH
-        self.closed = self.noted = False
+        self.closed = self.noted = self.long = False
         self.refused: list[Refusal] | tuple[()] = ()  # an empty list costs 56 bytes
         self.bytes = 0
         self.packets = 0
@@ -184,6 +193,8 @@ class FrameDecoder:
         if start < size:
             self._examine(data, start, longest, packets, chunks is not None)
         self.packets += len(packets)
+        if self.little >= FULL:
+            self.long = self.little > LONG * len(packets)
         return packets
 
     def end(self) -> Truncated | None:

@@ -25,7 +25,7 @@ from ccserver.net.begun import Begun
 from ccserver.net.lane import DONE, Lane, Runner
 from ccserver.net.peer import NOBODY, Peer
 from ccserver.net.pool import Pool
-from ccserver.net.reply import OUTPUT_MARK, reply_body
+from ccserver.net.reply import LONG_MARK, OUTPUT_MARK, reply_body
 from ccserver.net.sending import Sender
 from ccserver.net.throttle import Throttle
 
@@ -155,6 +155,7 @@ class Dispatch:
         while True:
             session = lane.session
             count = total = flushed = 0
+            mark = LONG_MARK if session.decoder.long else OUTPUT_MARK
             rest = iter(packets)
             for code, body in rest:
                 if lane.halted and code >= 0 and begun is None:
@@ -199,7 +200,7 @@ class Dispatch:
                         raise  # we are being closed; else a handler has raised it
                     self.counts.handler_errors += 1
                     lane.failed(handler)
-                if total - flushed > OUTPUT_MARK:
+                if total - flushed > mark:
                     flushed = total
                     if lane.flush():
                         lane.put_back(rest)

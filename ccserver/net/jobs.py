@@ -19,7 +19,7 @@ from ccserver.app import Handler
 from ccserver.core.framing import HEADER_LENGTH, LENGTH_LIMIT, Packet, cut, header
 from ccserver.errors import ProtocolError, SessionClosed
 from ccserver.native import native
-from ccserver.net.reply import OUTPUT_MARK, reply_body
+from ccserver.net.reply import LONG_MARK, OUTPUT_MARK, reply_body
 
 if TYPE_CHECKING:
     from ccserver.net.lane import Lane
@@ -244,12 +244,13 @@ class PoolThread(Thread):
         began = flushed = self.began
         refused: list[tuple[ProtocolError, int]] = []
         errors, size = 0, sum(map(len, self._out))
+        mark = LONG_MARK if session.decoder.long else OUTPUT_MARK
         done = len(self._packets) - length_hint(rest)
         code = self._packets[done - 1][0] if done else 0
         handled = done > 0 and packet is None
         if packet is not None:
             rest = chain((packet,), rest)
-        while size <= OUTPUT_MARK:
+        while size <= mark:
             if handled:
                 now = perf_counter()
                 if now - self.since > LONG:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ccserver.net.factory import PacketFactory
 
 FINAL_READS = 4
-"""Reads, of 64 KiB each, of what has come to a connection that is to finish."""
+"""Reads of what has come to a connection that is to finish."""
 
 
 @implementer(IHalfCloseableProtocol)

@@ -23,14 +23,21 @@ if TYPE_CHECKING:
 READ_SIZE = 65536
 """Bytes that are read at once, and above which writes are not held back."""
 
+LONG_READ = 4 * READ_SIZE
+"""Bytes of long packets that are read at once, while none of them waits. With 64 in flight on each
+of 64 connections, one of 16 KiB takes half of the CPU that it takes in reads of L{READ_SIZE}, and
+one of 1 KiB 0.8 of it."""
 
-def feed_from_in_python(sock: socket.socket, decoder: FrameDecoder) -> list[Packet] | None:
-    """Feed the decoder what there is to be read, at most L{READ_SIZE} bytes.
+
+def feed_from_in_python(
+    sock: socket.socket, decoder: FrameDecoder, size: int
+) -> list[Packet] | None:
+    """Feed the decoder what there is to be read, at most C{size} bytes, up to L{LONG_READ}.
 
     @return: the packets that it completes; None at the end of the stream.
     @raise OSError: nothing is there (C{BlockingIOError}), or the connection is broken.
     """
-    data = sock.recv(READ_SIZE)
+    data = sock.recv(size)
     return decoder.feed(data) if data else None
 
 
@@ -44,7 +51,7 @@ def transmit_in_python(sock: socket.socket, chunks: list[bytes]) -> bytes:
     return data[sent:]
 
 
-feed_from: Callable[[Any, FrameDecoder], list[Packet] | None] = (
+feed_from: Callable[[Any, FrameDecoder, int], list[Packet] | None] = (
     native.feed_from if native else feed_from_in_python
 )
 transmit: Callable[[Any, list[bytes]], bytes] = native.transmit if native else transmit_in_python
@@ -195,7 +202,8 @@ class DirectServer(tcp.Server):
         if decoder is None:
             return self._read_data()
         try:
-            packets = feed_from(self.socket, decoder)
+            long = decoder.long and self._lane is not None and self._lane.idle
+            packets = feed_from(self.socket, decoder, LONG_READ if long else READ_SIZE)
         except BlockingIOError:
             return None
         except OSError:

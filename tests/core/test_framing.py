@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.core import framing
-from ccserver.core.framing import HEADER_LENGTH, MOST_CHUNKS, FrameDecoder, Packet, encode
+from ccserver.core.framing import (
+    FULL,
+    HEADER_LENGTH,
+    MOST_CHUNKS,
+    FrameDecoder,
+    Packet,
+    encode,
+)
 from ccserver.errors import BadChecksum, BadLength, PacketTooLong, ProtocolError, Truncated
 from ccserver.native import native
 
@@ -230,6 +237,15 @@ class CountTests(ReferenceCase):
         decoder.feed(b"\0" * 4)
         self.assertEqual(decoder.bytes, 7)
 
+    def test_a_full_feed_says_whether_packets_are_long(self):
+        decoder, found = FrameDecoder(BIG), []
+        steps = (300, True), (10, False), (10, True), (300, False), (300, True), (247, True)
+        for length, is_full in steps:
+            packet = encode(1, bytes(length))
+            decoder.feed(packet * (FULL // len(packet) + 1 if is_full else 1))
+            found.append(decoder.long)
+        self.assertEqual(found, [True, True, False, False, True, False])
+
     def test_complete_packets_are_counted_the_refused_ones_too(self):
         decoder = FrameDecoder(BIG)
         decoder.feed(encode(1) + spoiled(2, b"b") + encode(3) + encode(4)[:5])
@@ -411,7 +427,7 @@ class CompiledTests(SynchronousTestCase):
         self.addCleanup(theirs.close)
         theirs.send(encode(1, b"short") + encode(2, bytes(50)))
         decoder = Examined(20)
-        self.assertEqual(native.feed_from(ours, decoder), [(1, b"short")])
+        self.assertEqual(native.feed_from(ours, decoder, 1000), [(1, b"short")])
         (refusal,) = decoder.refused
         self.assertIsInstance(refusal.error, BadLength)
 

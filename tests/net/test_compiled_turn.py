@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
+import itertools
 import os
 import select
 import signal
@@ -38,9 +40,10 @@ from ccserver.native import native
 from ccserver.net.connections import Connections
 from ccserver.net.dispatch import Dispatch
 from ccserver.net.factory import PacketFactory
+from ccserver.net.lane import Lane
 from ccserver.net.pool import Pool
 from ccserver.net.reactor import PART, DirectReactor
-from ccserver.net.transport import DirectServer
+from ccserver.net.transport import LONG_READ, READ_SIZE, DirectServer
 from tests.net import ways
 from tests.support import PATIENCE
 
@@ -634,6 +637,60 @@ class LoopTests(SynchronousTestCase):
             sends.append(sends_to_it)
         # the first one was answered before the others had anything to say
         self.assertEqual(sends, [2] + [1] * (len(made) - 1))
+
+    def reads(self, worker: Worker, packet: bytes, turns: int) -> list[int]:
+        """How many bytes are read in each turn from a client that always has some to be read."""
+        client, transport = worker.connect()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * LONG_READ)
+        self.addCleanup(client.close)
+        self.session = transport.protocol.session
+        found = [0]
+        rest = b""
+        for _ in range(turns):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    rest = rest or packet * 8
+                    rest = rest[client.send(rest) :]
+            worker.turn()
+            received(client)
+            found.append(self.session.bytes_in)
+        return [after - before for before, after in itertools.pairwise(found)]
+
+    def test_long_packets_are_read_in_long_reads(self):
+        worker = Worker(self, self.compiled, SessionLimits())
+        first, second, third = self.reads(worker, encode(ECHO, bytes(4096)), 3)
+        self.assertEqual(first, READ_SIZE)
+        self.assertGreater(min(second, third), READ_SIZE)
+        self.assertLessEqual(max(second, third), LONG_READ)
+
+    def test_short_ones_are_not(self):
+        worker = Worker(self, self.compiled, SessionLimits())
+        # as many as a worker shall handle in one go
+        found = self.reads(worker, encode(ECHO, bytes(40)), 3)
+        self.assertEqual(found, [READ_SIZE] * 3)
+
+    def test_nor_those_of_whom_some_wait(self):
+        worker = Worker(self, self.compiled, SessionLimits())
+        handlers = worker.factory.dispatch.handlers
+
+        async def wait(session: Session, request: bytes) -> None:
+            await Deferred()
+
+        handlers[ECHO] = replace(handlers[ECHO], function=wait)
+        worker.factory.dispatch.lane_packets = 10_000
+        worker.factory.dispatch.lane_bytes = 3 * READ_SIZE
+        found = self.reads(worker, encode(ECHO, bytes(4096)), 6)
+        self.assertEqual(found, [READ_SIZE] * 5 + [0])
+
+    def test_long_packets_are_echoed_with_no_look_in_between(self):
+        worker = Worker(self, self.compiled, SessionLimits())
+        flushes: list[int] = []
+        flush = Lane.flush
+        self.patch(Lane, "flush", lambda lane: flushes.append(1) or flush(lane))
+        self.reads(worker, encode(ECHO, bytes(20_000)), 1)
+        self.assertEqual(flushes, [], "one read of 64 KiB is echoed in as much")
+        self.reads(worker, encode(ECHO, bytes(20_000)), 6)
+        self.assertEqual(flushes, [])
 
     def test_the_first_replies_of_a_turn_are_sent_while_the_others_are_worked_out(self):
         worker = Worker(self, self.compiled, SessionLimits())

@@ -827,7 +827,10 @@ class CompiledTests(SynchronousTestCase):
 
     def feeders(self) -> list[Callable[[], Any]]:
         """Both ways to receive, each with a decoder of its own."""
-        return [partial(feed_from, self.ours, FrameDecoder(29000)) for feed_from, _ in self.ways]
+        return [
+            partial(feed_from, self.ours, FrameDecoder(29000), direct.READ_SIZE)
+            for feed_from, _ in self.ways
+        ]
 
     def test_packets_that_are_there_are_returned(self):
         for feed in self.feeders():
@@ -850,8 +853,10 @@ class CompiledTests(SynchronousTestCase):
 
     def test_a_socket_that_is_none_is_an_error(self):
         decoder = FrameDecoder(29000)
-        self.assertRaises((TypeError, ValueError), native.feed_from, object(), decoder)
+        self.assertRaises((TypeError, ValueError), native.feed_from, object(), decoder, 100)
         self.assertRaises(TypeError, native.feed_from, self.ours)
+        for size in (0, -1, direct.LONG_READ + 1):
+            self.assertRaises(TypeError, native.feed_from, self.ours, decoder, size)
 
     @given(st.lists(st.binary(max_size=300) | st.sampled_from(PIECES), max_size=12))
     def test_any_bytes_leave_both_decoders_alike(self, segments):
@@ -862,9 +867,15 @@ class CompiledTests(SynchronousTestCase):
             seen = []
             for (feed_from, _), decoder in zip(self.ways, decoders, strict=True):
                 self.theirs.send(segment)
-                packets = feed_from(self.ours, decoder)
+                packets = feed_from(self.ours, decoder, direct.READ_SIZE)
                 refused = [(type(r.error), str(r.error), *r[1:]) for r in decoder.refused]
-                state = (decoder.bytes, decoder.packets, decoder.closed, decoder.noted)
+                state = (
+                    decoder.bytes,
+                    decoder.packets,
+                    decoder.closed,
+                    decoder.noted,
+                    decoder.long,
+                )
                 little = None if packets else decoder.little
                 seen.append((packets, refused, state, decoder.incomplete, little))
             self.assertEqual(seen[0], seen[1])
