@@ -6,6 +6,7 @@ once, and the load goes from one to the next: short samples close together meet 
 """
 
 import argparse
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,6 +14,7 @@ from functools import partial
 
 from benchmarks.command_line import Outcomes, begin, bodies, cells, needed_generator, parser
 from benchmarks.conditions import conditions
+from benchmarks.generator import Load
 from benchmarks.report import (
     median_of,
     of_cell,
@@ -22,12 +24,13 @@ from benchmarks.report import (
     spread_of,
     summarise,
 )
-from benchmarks.runner import Attempts, Cores, Failure, Plan, measure_running
+from benchmarks.runner import Attempts, Cores, Failure, Plan, Sample, measure_running
 from benchmarks.servers import (
     CONFIGURATION,
     SERVERS,
     RunningServer,
     Server,
+    ServerError,
     StartError,
     c_command,
 )
@@ -47,6 +50,22 @@ def parse_arguments() -> argparse.Namespace:
                       help="connections x packets in flight on each (%(default)s)")  # fmt: skip
     made.add_argument("--bodies", type=bodies, default="32", help="bytes (%(default)s)")
     return made.parse_args()
+
+
+def measure_settled(
+    command: list[str], cores: Cores, number: int, running: RunningServer, load: Load
+) -> Sample:
+    """Measure, and see to it that workers of the default were scheduled as busy ones are.
+
+    @raise ServerError: they were not, so it says nothing of the default.
+    """
+    sample = measure_running(command, cores, number, running, load)
+    if running.server.name in (BASE, TWO):
+        policies = [os.sched_getscheduler(pid) for pid in running.processes()]
+        busy = policies.count(os.SCHED_BATCH)
+        if busy != COUNTS[running.server.name]:
+            raise ServerError(f"of its workers {busy} were scheduled as a batch")
+    return sample
 
 
 def main() -> int:
@@ -87,7 +106,7 @@ def main() -> int:
         for number in range(1, plan.rounds + 1):
             for load in plan.loads:
                 for one in running if number % 2 else reversed(running):
-                    once = partial(measure_running, plan.command, cores, number, one, load)
+                    once = partial(measure_settled, plan.command, cores, number, one, load)
                     outcomes.collect(attempts.sample(one.server, load, once))
     summaries = summarise(outcomes.samples, [BASE, C_BASE], ("cpu_us", "packets_per_second"))
     columns = [

@@ -96,7 +96,10 @@ def unsent_bytes(transport: Any) -> int:
 def resident_memory() -> int | None:
     """The bytes of memory that this process has; None where it may open no file to find out."""
     try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * PAGE
+        statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        return int(os.read(statm, 200).split()[1]) * PAGE
+    finally:
+        os.close(statm)

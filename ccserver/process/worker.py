@@ -169,8 +169,8 @@ class WorkerProcess:
         self._noticed = Event()
         self._hasty: IDelayedCall | None = None
         self._last_haste = -HASTE
-        self._title = self._loop(self._show_title)
-        self._pulse = self._loop(self._beat)
+        self._shown = ""
+        self._pulse = self._loop(self._live)
 
     def begin(self) -> None:
         """Take the descriptors, listen to signals, and start."""
@@ -271,7 +271,7 @@ class WorkerProcess:
 
     async def _start(self) -> None:
         config = self._config
-        self._title.start(1.0, now=True)
+        self._show_title()
         self._pulse.start(Watch(config.process.worker_timeout).interval, now=False)
         try:
             app = load_app(config.app.app, config.app.path)
@@ -292,8 +292,6 @@ class WorkerProcess:
         server.room.wait(config.process.workers > 1)  # until the master knows who has room
         server.set_log_level(self.observer.level)
         self._settle()
-        if self._look is not None:
-            self._loop(self._look).start(1.0, now=True)
         if not self._stopping:
             with suppress(ConnectionLost, ConnectionDone):  # stopped before it was answered
                 await self._link.callRemote(link.Ready)
@@ -368,7 +366,7 @@ class WorkerProcess:
     def _beat(self) -> None:
         """Tell the master how we are: from the reactor itself, which may be blocked."""
         figures = self._server.figures() if self._server is not None else {}
-        self._link.callRemote(link.Beat, figures=json.dumps(figures))
+        self._link.beat(json.dumps(figures))
 
     def _beat_soon(self) -> None:
         """Tell the master, which should know at once, but at most every L{HASTE} seconds."""
@@ -393,10 +391,21 @@ class WorkerProcess:
         loop.clock = self._reactor
         return loop
 
+    def _live(self) -> None:
+        """What is to be done at least once a second: in one go, for each of them finds the
+        processor's caches cold."""
+        self._show_title()
+        if self._look is not None and self._server is not None:
+            self._look()
+        self._beat()
+
     def _show_title(self) -> None:
         count = len(self._server.connections) if self._server is not None else 0
         doing = " is shutting down" if self._stopping else ""
-        setproctitle(f"ccserver: worker process {self._order.slot}{doing} ({count} connections)")
+        title = f"ccserver: worker process {self._order.slot}{doing} ({count} connections)"
+        if title != self._shown:
+            self._shown = title
+            setproctitle(title)
 
 
 def keep_for_ever() -> None:

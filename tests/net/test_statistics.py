@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
 import json
+import os
 import socket
 from typing import Any
 
@@ -80,7 +80,7 @@ class CollectTests(StatisticsCase):
         def fail(*args: Any) -> Any:
             raise OSError(errno.EMFILE, "Too many open files")
 
-        self.patch(builtins, "open", fail)
+        self.patch(os, "open", fail)
         figures = self.figures()
         self.assertEqual((figures["memory"], figures["connections"]), (None, 0))
 
