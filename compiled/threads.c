@@ -162,8 +162,11 @@ static PyObject *plain_transport(PyObject *lane, Py_ssize_t length) {
 
 /* Settle what comes first of the calls, if it is a plain job; whether it was. */
 static int settle_first(PyObject *pool, PyObject *calls, PyObject **chunks) {
-    if (*chunks == NULL && (*chunks = Py_BuildValue("[O]", Py_None)) == NULL)
-        return 0; /* what that has garbage collected runs before we look */
+    if (*chunks == NULL) {
+        if ((*chunks = PyList_New(1)) == NULL) /* what that has garbage collected runs before we look */
+            return 0;
+        PyList_SET_ITEM(*chunks, 0, Py_NewRef(Py_None));
+    }
     PyObject *call = PySequence_Size(calls) > 0 ? PySequence_GetItem(calls, 0) : NULL;
     if (call == NULL || !PyTuple_CheckExact(call) || PyTuple_GET_ITEM(call, 0) != done) {
         Py_XDECREF(call);
