@@ -24,7 +24,7 @@ from ccserver.process.pidfile import check as check_pid_file
 from ccserver.process.reload import summary
 from ccserver.process.single import SingleProcess
 from ccserver.process.systemd import Systemd
-from ccserver.process.upgrade import Predecessor
+from ccserver.process.upgrade import VARIABLE, Predecessor
 
 DEFAULT_CONFIG = "etc/ccserver.conf"
 
@@ -96,9 +96,8 @@ def _refusal(*errors: CcserverError) -> SystemExit:
     """The end of a process that cannot start, when a line for each error is said."""
     for error in errors:
         last_words(str(error))
-    predecessor = Predecessor.found(os.environ)
-    if predecessor is not None:
-        predecessor.refuse_early(summary(errors))
+    if VARIABLE in os.environ:
+        Predecessor.refuse_early(summary(errors))
     return SystemExit(1)
 
 

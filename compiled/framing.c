@@ -211,7 +211,8 @@ PyObject *receive(int fd, PyObject *decoder, Py_ssize_t most) {
     if ((have && size < wanted) || holds(&decoder_closed, decoder))
         return PyErr_Occurred() ? NULL : PyObject_CallMethod(decoder, "feed", "y#", buffer + have, n);
     PyObject *packets = PyList_New(0);
-    if (packets == NULL || (have && set(&decoder_chunks, decoder, Py_NewRef(Py_None)) < 0))
+    Py_ssize_t before = n < CHUNK ? 0 : number(&decoder_packets, decoder);
+    if (packets == NULL || PyErr_Occurred() || (have && set(&decoder_chunks, decoder, Py_NewRef(Py_None)) < 0))
         goto failed;
     Py_ssize_t start = cut_bytes((const unsigned char *)buffer, 0, size, longest, packets);
     if (start < 0 || add(&decoder_bytes, decoder, n) < 0)
@@ -223,11 +224,11 @@ PyObject *receive(int fd, PyObject *decoder, Py_ssize_t most) {
             goto failed;
         Py_DECREF(seen);
     }
-    Py_ssize_t count = PyList_GET_SIZE(packets);
-    if (n >= CHUNK && set(&decoder_long, decoder, PyBool_FromLong(n > LONG * count)) < 0)
+    if (add(&decoder_packets, decoder, PyList_GET_SIZE(packets)) < 0
+        || set(&decoder_fed, decoder, PyLong_FromSsize_t(n)) < 0)
         goto failed;
-    if (add(&decoder_packets, decoder, count) == 0
-        && (count || set(&decoder_little, decoder, PyLong_FromSsize_t(n)) == 0))
+    Py_ssize_t count = n < CHUNK ? 0 : number(&decoder_packets, decoder) - before;
+    if (n < CHUNK || set(&decoder_long, decoder, PyBool_FromLong(n > LONG * count)) == 0)
         return packets;
 failed:
     Py_XDECREF(packets);

@@ -37,7 +37,7 @@ static PyObject *body_of(PyObject *reply) {
 /* How many bytes of replies are joined: see net/reply.py; -1 with an exception set. */
 static Py_ssize_t mark_of(PyObject *session) {
     PyObject *decoder = get(&session_decoder, session);
-    Py_ssize_t mark = decoder == NULL ? -1 : holds(&decoder_long, decoder) ? LONG_MARK : MARK;
+    Py_ssize_t mark = decoder != NULL && number(&decoder_fed, decoder) > CHUNK ? LONG_MARK : MARK;
     Py_XDECREF(decoder);
     return PyErr_Occurred() ? -1 : mark;
 }

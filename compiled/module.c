@@ -44,7 +44,7 @@ static PyMethodDef methods[] = {
     {"submit", (PyCFunction)(void (*)(void))submit, METH_FASTCALL,
      "Submit all packets as a job, if that is plain."},
     {"feed_from", (PyCFunction)(void (*)(void))feed_from, METH_FASTCALL,
-     "Receive at most 64 KiB and feed them to the decoder; return the packets, None at the end."},
+     "Receive at most so many bytes and feed them to the decoder; return the packets, None at the end."},
     {"sleep", (PyCFunction)(void (*)(void))sleep_until_woken, METH_FASTCALL,
      "Wait for the eventfd, behind a write to the eventfd telling, if it is none."},
     {"flush", (PyCFunction)(void (*)(void))flush_all, METH_FASTCALL,

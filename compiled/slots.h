@@ -14,7 +14,7 @@ struct slot {
 /* Of decoder, session, handler, lane, peer, dispatch, pool, its queue, thread, transport and reactor. */
 #define SLOTS(S) \
     S(decoder_bytes, "bytes") S(decoder_chunks, "_chunks") S(decoder_closed, "closed")                \
-    S(decoder_little, "little") S(decoder_long, "long") S(decoder_max_length, "_max_length")          \
+    S(decoder_fed, "fed") S(decoder_long, "long") S(decoder_max_length, "_max_length")                \
     S(decoder_need, "_need") S(decoder_noted, "noted") S(decoder_packets, "packets")                  \
     S(session_bytes_out, "bytes_out") S(session_close_reason, "close_reason")                         \
     S(session_decoder, "decoder") S(session_excess, "excess") S(session_packets_out, "packets_out")   \

@@ -114,8 +114,8 @@ class FrameDecoder:
     @ivar closed: nothing is decoded any more.
     @ivar bytes: how many were fed.
     @ivar packets: how many were complete, the refused ones too.
-    @ivar long: the packets of the last feed of L{FULL} bytes, or more, were.
-    @ivar little: the bytes of the last feed that has completed no packet.
+    @ivar fed: the bytes of the last feed.
+    @ivar long: the packets of the last feed of L{FULL} bytes, or more, were, the refused ones too.
     """
 
     __slots__ = (
@@ -126,7 +126,7 @@ class FrameDecoder:
         "_need",
         "bytes",
         "closed",
-        "little",
+        "fed",
         "long",
         "noted",
         "packets",
@@ -144,7 +144,7 @@ class FrameDecoder:
         self.refused: list[Refusal] | tuple[()] = ()  # an empty list costs 56 bytes
         self.bytes = 0
         self.packets = 0
-        self.little = 0
+        self.fed = 0
 
     @property
     def buffered(self) -> int:
@@ -173,7 +173,7 @@ class FrameDecoder:
 
     def feed(self, data: bytes) -> list[Packet]:
         """The good packets that C{data} completes, in order; refusals are left in C{refused}."""
-        self.little = size = len(data)
+        self.fed = size = len(data)
         if self.closed:
             return []
         self.bytes += size
@@ -188,13 +188,14 @@ class FrameDecoder:
             data = b"".join(chunks)
             self._chunks = None
         packets: list[Packet] = []
+        before = self.packets
         longest = self._max_length  # a thread may change it meanwhile
         start = cut(data, 0, longest, packets)
         if start < size:
             self._examine(data, start, longest, packets, chunks is not None)
         self.packets += len(packets)
-        if self.little >= FULL:
-            self.long = self.little > LONG * len(packets)
+        if self.fed >= FULL:
+            self.long = self.fed > LONG * (self.packets - before)
         return packets
 
     def end(self) -> Truncated | None:

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from ccserver.app import App, Handler, is_coroutine_function
 from ccserver.core.counts import Counts, LineLimit
-from ccserver.core.framing import HEADER_LENGTH, Packet, header
+from ccserver.core.framing import FULL, HEADER_LENGTH, Packet, header
 from ccserver.core.limits import SessionLimits
 from ccserver.core.outbox import Outbox, SendLimits
 from ccserver.core.session import Session
@@ -155,7 +155,7 @@ class Dispatch:
         while True:
             session = lane.session
             count = total = flushed = 0
-            mark = LONG_MARK if session.decoder.long else OUTPUT_MARK
+            mark = LONG_MARK if session.decoder.fed > FULL else OUTPUT_MARK
             rest = iter(packets)
             for code, body in rest:
                 if lane.halted and code >= 0 and begun is None:

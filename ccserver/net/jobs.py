@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ccserver.app import Handler
-from ccserver.core.framing import HEADER_LENGTH, LENGTH_LIMIT, Packet, cut, header
+from ccserver.core.framing import FULL, HEADER_LENGTH, LENGTH_LIMIT, Packet, cut, header
 from ccserver.errors import ProtocolError, SessionClosed
 from ccserver.native import native
 from ccserver.net.reply import LONG_MARK, OUTPUT_MARK, reply_body
@@ -244,7 +244,7 @@ class PoolThread(Thread):
         began = flushed = self.began
         refused: list[tuple[ProtocolError, int]] = []
         errors, size = 0, sum(map(len, self._out))
-        mark = LONG_MARK if session.decoder.long else OUTPUT_MARK
+        mark = LONG_MARK if session.decoder.fed > FULL else OUTPUT_MARK
         done = len(self._packets) - length_hint(rest)
         code = self._packets[done - 1][0] if done else 0
         handled = done > 0 and packet is None

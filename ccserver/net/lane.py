@@ -101,6 +101,12 @@ class Lane(Resting):
         """Whether nothing is being handled and nothing waits."""
         return not self._busy and self._pending is None
 
+    @property
+    def at_leisure(self) -> bool:
+        """Whether what comes now is handled at once: its client reads, and no rate delays it."""
+        behind = self._outbox is not None or self._running or self.halted or self._ending
+        return self.idle and not behind and self.session.excess is None
+
     def start(self) -> None:
         """Call the hooks of a new connection."""
         if self._dispatch.made:

@@ -20,13 +20,13 @@ from ccserver.errors import ProtocolError
 from ccserver.net.closing import Closing
 from ccserver.net.delay import Delay, exceed
 from ccserver.net.lane import NOTHING, Lane
-from ccserver.net.transport import DirectServer
+from ccserver.net.transport import READ_SIZE, DirectServer
 
 if TYPE_CHECKING:
     from ccserver.net.factory import PacketFactory
 
 FINAL_READS = 4
-"""Reads of what has come to a connection that is to finish."""
+"""Reads of what has come to a connection that is to finish, or one that is as long."""
 
 
 @implementer(IHalfCloseableProtocol)
@@ -94,7 +94,7 @@ class PacketProtocol(Protocol):
     def receive(self, packets: list[Packet]) -> list[bytes]:
         """Take what the decoder has made of a read; what is returned is to be sent, at once."""
         if not packets and not self._decoder.refused:
-            self._take_little(self._decoder.little)
+            self._take_little(self._decoder.fed)
             return NOTHING
         if self.factory.timed:
             return self.admitted(self.session.admit(packets, self.factory.clock.seconds()))
@@ -282,10 +282,12 @@ class PacketProtocol(Protocol):
         """Answer what has been received, what waits in the kernel too, then close."""
         if self.lost or self.flushing:
             return
+        end = self.session.bytes_in + FINAL_READS * READ_SIZE
         for _ in range(FINAL_READS):
             before = self.session.bytes_in
             self.transport.doRead()
-            if self.session.bytes_in == before or self.session.close_reason is not None:
+            read = before < self.session.bytes_in < end
+            if not read or self.session.close_reason is not None:
                 break
         self.end_delay()
         self.take(self.session.let_through())

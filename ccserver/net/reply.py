@@ -10,7 +10,7 @@ OUTPUT_MARK = 65536
 """Bytes of replies that a lane joins before it hands them on and looks whether to go on."""
 
 LONG_MARK = 5 * OUTPUT_MARK
-"""The same for who sends long packets: replies as long as these are joined, as they were read."""
+"""The same for packets of a long read: replies as long as these are joined, too."""
 
 
 def reply_body(reply: Any) -> bytes | None:

@@ -97,9 +97,9 @@ def resident_memory() -> int | None:
     """The bytes of memory that this process has; None where it may open no file to find out."""
     try:
         statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return int(os.read(statm, 200).split()[1]) * PAGE
+        finally:
+            os.close(statm)
     except OSError:
         return None
-    try:
-        return int(os.read(statm, 200).split()[1]) * PAGE
-    finally:
-        os.close(statm)

@@ -21,6 +21,9 @@ CHECK_INTERVAL = 1.0
 TELL_INTERVAL = 60.0
 """Seconds between two lines on stderr that say that lines are lost."""
 
+WRITING = 0.002
+"""Seconds after which a line that another process is writing is there in whole."""
+
 Tell = Callable[[str], bytes]
 """Makes a line of the log of a text."""
 
@@ -63,9 +66,7 @@ class LogFile:
         """
         self._fd = self._opened(self.path)
         self._next_check = self._clock() + CHECK_INTERVAL
-        if is_torn(self._fd):
-            with suppress(OSError):  # it is full still
-                os.write(self._fd, b"\n")
+        end_line(self._fd)
 
     def reopen(self) -> None:
         """Go on in the file that has the path now; in the old one, if there is none to be had.
@@ -152,6 +153,7 @@ class LogFile:
 
     def _reopen(self) -> None:
         new = self._opened(self.path)
+        end_line(new)
         if self._fd is None:
             self._fd = new
             return
@@ -177,17 +179,28 @@ class LogFile:
         return fd
 
 
+def end_line(fd: int) -> None:
+    """End the line that the file C{fd} ends in, if it is half a one."""
+    if is_torn(fd):
+        with suppress(OSError):  # it is full still
+            os.write(fd, b"\n")
+
+
 def is_torn(fd: int) -> bool | None:
     """Whether the file that C{fd} appends to ends in half a line; None: that cannot be seen."""
-    about = os.fstat(fd)
-    if not stat.S_ISREG(about.st_mode):
-        return None
     try:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode):
+            return None
         reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        return os.pread(reading, 1, max(0, about.st_size - 1)) not in (b"", b"\n")
+        torn = os.pread(reading, 1, max(0, about.st_size - 1)) not in (b"", b"\n")
+        if torn:  # or another process is just writing it
+            time.sleep(WRITING)
+            torn = os.fstat(fd).st_size == about.st_size
+        return torn
     except OSError:
         return None
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 from contextlib import suppress
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from ccserver.errors import OperationFailed, StartError
@@ -94,13 +95,11 @@ def check(path: str | None) -> None:
     if not path or os.path.lexists(path):
         return  # twistd says whose it is
     try:
-        with open(path, "xb") as file:
+        with NamedTemporaryFile(dir=os.path.dirname(path) or ".", prefix=".pid-") as file:
             file.write(b"%d" % os.getpid())
+            file.flush()
     except OSError as error:
         raise StartError(f"cannot write the pid file {path}: {error.strerror}") from None
-    finally:
-        with suppress(OSError):
-            os.remove(path)
 
 
 def _pid_in(path: str) -> int | None:

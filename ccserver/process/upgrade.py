@@ -216,7 +216,9 @@ class Successor(ProcessProtocol):
 
     def processEnded(self, reason: Failure) -> None:
         # as a daemon it goes on in another process: only the end of the link tells
-        self.reason = self.reason or f"the new master {ended(reason).how}"
+        end = ended(reason)
+        if end.status != 0:
+            self.reason = self.reason or f"the new master {end.how}"
 
     def lost(self) -> None:
         """The link is at its end."""
@@ -284,8 +286,9 @@ class Predecessor:
         asked: Deferred[Any] = self._link.callRemote(Loaded, workers=workers)
         return asked.addCallbacks(lambda answer: True, lambda failure: False)
 
-    def refuse_early(self, reason: str) -> None:
-        """Say why we cannot, before there is a reactor that could."""
+    @staticmethod
+    def refuse_early(reason: str) -> None:
+        """Say why we cannot, before there is a reactor that could, and give the link up."""
         told = reason[: link.REASON_LIMIT].encode("utf-8", "replace")
         box = amp.Box({amp.COMMAND: Refused.commandName, b"reason": told})
         with suppress(OSError), socket.socket(fileno=LINK_FD) as sock:

@@ -394,10 +394,10 @@ class WorkerProcess:
     def _live(self) -> None:
         """What is to be done at least once a second: in one go, for each of them finds the
         processor's caches cold."""
+        self._beat()  # first: whatever else fails, it lives
         self._show_title()
         if self._look is not None and self._server is not None:
             self._look()
-        self._beat()
 
     def _show_title(self) -> None:
         count = len(self._server.connections) if self._server is not None else 0

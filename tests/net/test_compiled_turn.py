@@ -638,30 +638,59 @@ class LoopTests(SynchronousTestCase):
         # the first one was answered before the others had anything to say
         self.assertEqual(sends, [2] + [1] * (len(made) - 1))
 
-    def reads(self, worker: Worker, packet: bytes, turns: int) -> list[int]:
-        """How many bytes are read in each turn from a client that always has some to be read."""
+    def reads(
+        self, worker: Worker, packet: bytes, turns: int, takes_replies: bool = True
+    ) -> list[int]:
+        """How many bytes are read in each turn from a client that always has some to be read.
+
+        C{behind} says of each turn whether replies waited for it by then.
+        """
         client, transport = worker.connect()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * LONG_READ)
+        for end in (client, transport.socket):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * LONG_READ)
         self.addCleanup(client.close)
-        self.session = transport.protocol.session
-        found = [0]
+        self.protocol = transport.protocol
+        session, lane = self.protocol.session, self.protocol.lane
+        found, self.behind = [0], []
         rest = b""
         for _ in range(turns):
             with contextlib.suppress(BlockingIOError):
                 while True:
                     rest = rest or packet * 8
                     rest = rest[client.send(rest) :]
+            self.behind.append(lane.outbox is not None)
             worker.turn()
-            received(client)
-            found.append(self.session.bytes_in)
+            if takes_replies:
+                received(client)
+            found.append(session.bytes_in)
         return [after - before for before, after in itertools.pairwise(found)]
 
     def test_long_packets_are_read_in_long_reads(self):
         worker = Worker(self, self.compiled, SessionLimits())
-        first, second, third = self.reads(worker, encode(ECHO, bytes(4096)), 3)
+        first, second = self.reads(worker, encode(ECHO, bytes(4096)), 2)
         self.assertEqual(first, READ_SIZE)
-        self.assertGreater(min(second, third), READ_SIZE)
-        self.assertLessEqual(max(second, third), LONG_READ)
+        self.assertEqual(second, LONG_READ)
+
+    def test_nor_those_of_a_client_that_is_behind(self):
+        worker = Worker(self, self.compiled, SessionLimits())
+        found = self.reads(worker, encode(ECHO, bytes(4096)), 12, takes_replies=False)
+        self.assertGreater(max(found), READ_SIZE, "before it was behind")
+        once_behind = [read for read, behind in zip(found, self.behind, strict=True) if behind]
+        self.assertIn(READ_SIZE, once_behind)
+        self.assertLessEqual(max(once_behind), READ_SIZE)
+
+    def test_nor_those_that_a_rate_delays(self):
+        worker = Worker(self, self.compiled, SessionLimits(rate=Rate(0.001, 5)))
+        found = self.reads(worker, encode(ECHO, bytes(4096)), 4)
+        self.assertEqual(found, [READ_SIZE, 0, 0, 0])
+        self.protocol.transport.doRead()
+        self.assertEqual(self.protocol.session.bytes_in, 2 * READ_SIZE)
+
+    def test_an_end_takes_no_more_for_the_packets_being_long(self):
+        worker = Worker(self, self.compiled, SessionLimits())
+        before = sum(self.reads(worker, encode(ECHO, bytes(4096)), 1))
+        self.protocol.finish()
+        self.assertEqual(self.protocol.session.bytes_in - before, LONG_READ)
 
     def test_short_ones_are_not(self):
         worker = Worker(self, self.compiled, SessionLimits())
@@ -689,7 +718,8 @@ class LoopTests(SynchronousTestCase):
         self.patch(Lane, "flush", lambda lane: flushes.append(1) or flush(lane))
         self.reads(worker, encode(ECHO, bytes(20_000)), 1)
         self.assertEqual(flushes, [], "one read of 64 KiB is echoed in as much")
-        self.reads(worker, encode(ECHO, bytes(20_000)), 6)
+        found = self.reads(worker, encode(ECHO, bytes(20_000)), 2)
+        self.assertGreater(found[-1], 3 * READ_SIZE)
         self.assertEqual(flushes, [])
 
     def test_the_first_replies_of_a_turn_are_sent_while_the_others_are_worked_out(self):

@@ -30,7 +30,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from ccserver.app import App
-from ccserver.core.framing import FrameDecoder, encode
+from ccserver.core.framing import LONG, FrameDecoder, encode
 from ccserver.core.session import Session
 from ccserver.native import native
 from ccserver.net import transport as direct
@@ -842,6 +842,22 @@ class CompiledTests(SynchronousTestCase):
             self.theirs.send(encode(1, bytes(20_000)) * 5)
             self.assertEqual([len(feed()), len(feed())], [3, 2])
 
+    def test_whether_packets_are_long_is_seen_alike(self):
+        spoiled = encode(1)[:-1] + b"x"
+        spoiled_long = encode(1, bytes(1000))[:-1] + b"x"
+        for packet, expected in (
+            (encode(1, bytes(LONG - 9)), False),
+            (encode(1, bytes(LONG - 7)), True),
+            (spoiled, False),
+            (spoiled_long, True),
+        ):
+            for feed_from, _ in self.ways:
+                self.theirs.send(packet * (direct.READ_SIZE // len(packet) + 1))
+                decoder = FrameDecoder(29000)
+                feed_from(self.ours, decoder, direct.READ_SIZE)
+                self.assertEqual((decoder.fed, decoder.long), (direct.READ_SIZE, expected))
+                self.ours.recv(1 << 20)
+
     def test_nothing_there_is_a_blocking_io_error(self):
         for feed in self.feeders():
             self.assertRaises(BlockingIOError, feed)
@@ -876,8 +892,7 @@ class CompiledTests(SynchronousTestCase):
                     decoder.noted,
                     decoder.long,
                 )
-                little = None if packets else decoder.little
-                seen.append((packets, refused, state, decoder.incomplete, little))
+                seen.append((packets, refused, state, decoder.incomplete, decoder.fed))
             self.assertEqual(seen[0], seen[1])
 
     def test_chunks_are_sent_as_one(self):

@@ -104,6 +104,42 @@ class FullDiskTests(LogFileCase):
             self.opened().write(b"ours\n")
             self.assertEqual(self.written(), f"{expected}ours\n")
 
+    def test_opened_anew_it_goes_on_in_a_line_of_its_own(self):
+        file = self.opened()
+        os.rename(self.path, self.path + ".1")
+        with open(self.path, "w") as other:
+            other.write("half")
+        file.reopen()
+        file.write(b"ours\n")
+        self.assertEqual(self.written(), "half\nours\n")
+
+    def test_a_line_that_another_process_is_just_writing_is_none(self):
+        with open(self.path, "w") as other:
+            other.write("written")
+            other.flush()
+
+            def sleep(seconds: float) -> None:
+                other.write(" in two\n")
+                other.flush()
+
+            self.patch(logfile.time, "sleep", sleep)
+            self.opened().write(b"ours\n")
+        self.assertEqual(self.written(), "written in two\nours\n")
+
+    def test_a_disk_that_does_not_even_say_how_long_the_file_is_is_no_fault_of_who_logs(self):
+        file = self.opened()
+        self.fault = self.full
+        file.write(b"lost\n")
+
+        def fail(fd: int) -> Any:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+        self.patch(logfile.os, "fstat", fail)
+        file.write(b"lost\n")
+        self.fault = None
+        file.write(b"second\n")
+        self.assertIn("! 2 lines of the log were lost", self.written())
+
     def test_where_the_file_cannot_be_read_it_goes_by_what_it_has_written(self):
         file = self.opened()
         self.patch(logfile, "is_torn", lambda fd: None)

@@ -129,9 +129,10 @@ class CheckTests(PidFileCase):
         self.assertEqual(self.names(), [])
 
     def test_one_that_is_there_is_left_to_twistd(self):
+        self.write(4711)
         check(self.path)
         with open(self.path) as file:
-            self.assertEqual(file.read(), str(os.getpid()))
+            self.assertEqual(file.read(), "4711")
 
     def test_none_is_no_fault(self):
         check(None)
