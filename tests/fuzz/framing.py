@@ -57,7 +57,7 @@ def _feed_from(decoder: FrameDecoder, data: bytes) -> list[Packet]:
     if not 0 < len(data) <= READ_SIZE:
         return decoder.feed(data)
     THEIRS.sendall(data)
-    packets: list[Packet] = native.feed_from(OURS, decoder)  # type: ignore[union-attr]
+    packets: list[Packet] = native.feed_from(OURS, decoder, READ_SIZE)  # type: ignore[union-attr]
     return packets
 
 
