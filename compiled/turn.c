@@ -46,14 +46,6 @@ static int at_leisure(PyObject *lane) {
              || holds(&lane_halted, lane) || has(&lane_pending, lane) || holds(&lane_ending, lane));
 }
 
-/* Whether a rate delays packets of the lane's session. */
-static int delayed(PyObject *lane) {
-    PyObject *session = get(&lane_session, lane);
-    int waits = session == NULL || has(&session_excess, session);
-    Py_XDECREF(session);
-    return waits;
-}
-
 /* The replies of a lane at leisure to the packets, here and now, none where they went to the pool; or
  * NULL: with an exception set, or with none, and that takes Lane.take. */
 static PyObject *reply(PyObject *lane, PyObject *session, PyObject *handlers, PyObject *packets) {
@@ -141,8 +133,7 @@ static PyObject *end_of_connection(PyObject **constant, const char *name) {
  * to what that returns, or NULL. */
 static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd, PyObject *replying) {
     PyObject *lane = get(&transport_lane, transport);
-    int many = lane != NULL && lane != Py_None && holds(&decoder_long, decoder) && at_leisure(lane)
-               && !delayed(lane);
+    int many = lane != NULL && lane != Py_None && holds(&decoder_long, decoder) && at_leisure(lane);
     PyObject *packets = lane == NULL ? NULL : receive(fd, decoder, many ? LONG_READ : CHUNK);
     if (packets == NULL) {
         Py_XDECREF(lane);

@@ -658,6 +658,7 @@ class LoopTests(SynchronousTestCase):
                 while True:
                     rest = rest or packet * 8
                     rest = rest[client.send(rest) :]
+            self.client, self.rest = client, rest
             self.behind.append(lane.outbox is not None)
             worker.turn()
             if takes_replies:
@@ -685,6 +686,21 @@ class LoopTests(SynchronousTestCase):
         self.assertEqual(found, [READ_SIZE, 0, 0, 0])
         self.protocol.transport.doRead()
         self.assertEqual(self.protocol.session.bytes_in, 2 * READ_SIZE)
+
+    def test_what_comes_behind_a_long_read_is_looked_at_as_often_as_ever(self):
+        worker = Worker(self, self.compiled, SessionLimits())
+        self.assertEqual(self.reads(worker, encode(ECHO, bytes(20_000)), 2)[-1], LONG_READ)
+        for _ in range(TURNS):
+            worker.turn()
+            received(self.client)
+        self.client.send(self.rest)
+        worker.turn()
+        flushes: list[int] = []
+        flush = Lane.flush
+        self.patch(Lane, "flush", lambda lane: flushes.append(1) or flush(lane))
+        self.client.send(encode(LARGE) * 10)
+        worker.turn()
+        self.assertEqual(len(flushes), 2, "behind each 64 KiB of replies")
 
     def test_an_end_takes_no_more_for_the_packets_being_long(self):
         worker = Worker(self, self.compiled, SessionLimits())
