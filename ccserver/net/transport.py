@@ -13,14 +13,14 @@ from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.python import log
 from twisted.python.failure import Failure
 
-from ccserver.core.framing import FrameDecoder, Packet
+from ccserver.core.framing import FULL, FrameDecoder, Packet
 from ccserver.native import native
 from ccserver.net.intake import Endpoint, address_text
 
 if TYPE_CHECKING:
     from ccserver.net.lane import Lane
 
-READ_SIZE = 65536
+READ_SIZE = FULL
 """Bytes that are read at once, and above which writes are not held back."""
 
 LONG_READ = 4 * READ_SIZE

@@ -392,8 +392,7 @@ class WorkerProcess:
         return loop
 
     def _live(self) -> None:
-        """What is to be done at least once a second: in one go, for each of them finds the
-        processor's caches cold."""
+        """Do what is due about once a second, in one go: each time finds the caches cold."""
         self._beat()  # first: whatever else fails, it lives
         self._show_title()
         if self._look is not None and self._server is not None:

@@ -177,6 +177,14 @@ class DisturbedUpgradeTests(UpgradeCase):
 
 
 class FailedUpgradeTests(UpgradeCase):
+    def refused(self, server: ServerProcess, text: str) -> str:
+        """Why an upgrade to such a configuration is refused, which is logged too."""
+        server.write("ccserver.conf", text.encode())
+        with self.assertRaises(Refused) as caught:
+            self.operator.ask("upgrade")
+        self.assertIn(f"upgrade failed: {caught.exception}", server.log)
+        return str(caught.exception)
+
     def test_that_of_a_daemon_says_why_too(self):
         server = self.serve(workers=1, background=True)
         text = server.read("ccserver.conf")
@@ -184,11 +192,7 @@ class FailedUpgradeTests(UpgradeCase):
             (text + "Wrokers = 1\n", 'unknown key "Wrokers"'),
             (text.replace("Listen = ", "Listen = 192.0.2.1:15999, "), "192.0.2.1:15999: "),
         ):
-            server.write("ccserver.conf", change.encode())
-            with self.assertRaises(Refused) as caught:
-                self.operator.ask("upgrade")
-            self.assertIn(word, str(caught.exception))
-            self.assertIn(f"upgrade failed: {caught.exception}", server.log)
+            self.assertIn(word, self.refused(server, change))
 
     def test_one_that_cannot_leaves_the_old_master_as_it_was(self):
         server = self.serve(workers=1)
@@ -200,11 +204,7 @@ class FailedUpgradeTests(UpgradeCase):
                 (text.replace(ECHO, "missing:app"), "no module missing"),
                 (text.replace("Listen = ", "Listen = 192.0.2.1:15999, "), "192.0.2.1:15999: "),
             ):
-                server.write("ccserver.conf", change.encode())
-                with self.assertRaises(Refused) as caught:
-                    self.operator.ask("upgrade")
-                self.assertIn(word, str(caught.exception))
-                self.assertIn(f"upgrade failed: {caught.exception}", server.log)
+                self.assertIn(word, self.refused(server, change))
                 client.ask(apps.PING)
                 self.assertEqual(self.operator.status()["pid"], master)
                 wait_until(lambda: len(server.processes()) == 2, "the new ones to be gone")
