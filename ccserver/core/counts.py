@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from ccserver.core.outbox import Waiting
 
+SHORTEST = 0.5
+"""Seconds of packets that a rate is made of at least."""
+
 
 @dataclass(slots=True)
 class Counts:
@@ -30,6 +33,23 @@ class Counts:
     handler_errors: int = 0
     late_replies: int = 0
     waiting: Waiting = field(default_factory=Waiting)
+
+
+class Throughput:
+    """Packets a second, over half a second at least."""
+
+    def __init__(self, now: float) -> None:
+        self._since = now
+        self._packets = 0
+        self._rate = 0.0
+
+    def look(self, now: float, packets: int) -> float:
+        """What it is at C{now}, with so many C{packets} until then."""
+        elapsed = now - self._since
+        if elapsed >= SHORTEST:
+            self._rate = round((packets - self._packets) / elapsed, 1)
+            self._since, self._packets = now, packets
+        return self._rate
 
 
 class LineLimit:

@@ -18,8 +18,9 @@ class Load:
     @ivar overloaded: it has been behind for too long.
     """
 
-    def __init__(self, now: float, lag_limit: float, interval: float = 1.0) -> None:
+    def __init__(self, due: float, lag_limit: float, interval: float = 1.0) -> None:
         """
+        @param due: the time of the first look.
         @param lag_limit: more seconds are too late; 0: none are.
         @param interval: seconds between two looks.
         """
@@ -27,7 +28,7 @@ class Load:
         self.overloaded = False
         self._limit = lag_limit or inf
         self._interval = interval
-        self._due = now
+        self._due = due
         self._behind_since: float | None = None
         self._calm_since: float | None = None
 

@@ -43,10 +43,10 @@ class Watch(Generic[W]):
             self._checked = now
         self._heard[worker] = now - self._missed
 
-    def beat(self, worker: W, now: float) -> None:
-        """C{worker} is alive; nothing if nobody watches over him."""
+    def beat(self, worker: W, then: float) -> None:
+        """C{worker} was alive C{then}, after the last check; nothing if nobody watches over him."""
         if worker in self._heard:
-            self.add(worker, now)
+            self.add(worker, then)
 
     def remove(self, worker: W) -> None:
         """Do not watch over C{worker} any more."""

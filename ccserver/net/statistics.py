@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from ccserver.net.connections import Connections
@@ -96,10 +97,12 @@ def unsent_bytes(transport: Any) -> int:
 def resident_memory() -> int | None:
     """The bytes of memory that this process has; None where it may open no file to find out."""
     try:
-        statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return int(os.read(statm, 200).split()[1]) * PAGE
-        finally:
-            os.close(statm)
+        return int(os.pread(_statm(), 200, 0).split()[1]) * PAGE
     except OSError:
         return None
+
+
+@cache
+def _statm() -> int:
+    """The kernel's file about this process's memory (proc(5)), which stays open."""
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)

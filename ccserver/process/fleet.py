@@ -50,7 +50,7 @@ class Owner(Protocol):
     def worker_ready(self, process: WorkerOfMaster, first: bool) -> None:
         """A worker serves; C{first}: it is the first of its slot."""
 
-    def worker_beat(self, process: WorkerOfMaster) -> None:
+    def worker_room(self, process: WorkerOfMaster) -> None:
         """A worker has given a sign of life."""
 
     def worker_leaves(self, process: WorkerOfMaster) -> bool:
@@ -323,7 +323,7 @@ class Fleet:
 
     def _made(self, number: int, generation: int, config: Config) -> WorkerOfMaster:
         process = WorkerOfMaster(number, generation, config, self._reactor.seconds)
-        process.on_beat = self._owner.worker_beat
+        process.on_room = self._owner.worker_room
         process.on_leave = self._owner.worker_leaves
         process.on_stopping = self.replace_stopping
         self.workers.add(process)

@@ -98,10 +98,13 @@ class Failed(amp.Command):
     arguments: ClassVar = [(b"status", amp.Integer()), (b"reason", amp.Unicode())]
 
 
-class Beat(amp.Command):
-    """Worker to master, about once a second: its reactor turns; C{figures} as JSON."""
+class Room(amp.Command):
+    """Worker to master: it has as many connections as it may, or has room again.
 
-    arguments: ClassVar = [(b"figures", amp.Unicode())]
+    Said first when it begins to serve. All else of how it is stands on its L{Board}.
+    """
+
+    arguments: ClassVar = [(b"full", amp.Boolean())]
     requiresAnswer = False
 
 

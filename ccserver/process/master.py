@@ -101,9 +101,9 @@ class Master(ServerService):
             )
             self._host.systemd.ready()
 
-    def worker_beat(self, process: WorkerOfMaster) -> None:
-        """A worker has given a sign of life."""
-        self._upkeep.beats(process)
+    def worker_room(self, process: WorkerOfMaster) -> None:
+        """A worker has said whether it may have more connections."""
+        self._upkeep.relieve()
 
     def worker_leaves(self, process: WorkerOfMaster) -> bool:
         """A signal asks a worker to stop; whether another takes its place first."""

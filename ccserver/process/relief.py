@@ -21,12 +21,13 @@ class Relief:
 
     def look(self) -> None:
         """A worker has said how it is; maybe others have not."""
-        workers = [each for each in self._fleet.serving if each.silent or "full" in each.figures]
+        silent = {each for each in self._fleet.serving if each.silent}
+        workers = [each for each in self._fleet.serving if each in silent or each.full is not None]
         new = len(self._fleet.places) - len(workers)  # who has said nothing yet has room
-        roomy = [each for each in workers if not (each.silent or each.figures["full"])]
+        roomy = [each for each in workers if not (each in silent or each.full)]
         for each in workers:
             wait = len(roomy) + new > (each in roomy)  # somebody else has room
-            if not each.silent and self._told.get(each) is not wait:
+            if each not in silent and self._told.get(each) is not wait:
                 self._told[each] = wait
                 each.keep_waiting(wait)
             if roomy and each not in roomy:

@@ -12,14 +12,14 @@ from time import perf_counter
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import deferLater
 
 from ccserver.app import App, Worker, is_coroutine_function
 from ccserver.certificates import Certificates
 from ccserver.config import Address, Config
 from ccserver.core.addresses import AccessList, AddressLimits, NetworkSet, Origins
 from ccserver.core.carried import Carried
-from ccserver.core.counts import Counts
+from ccserver.core.counts import Counts, Throughput
 from ccserver.core.limits import FloodLimit, Heartbeat, RateAction, SessionLimits
 from ccserver.core.outbox import SendLimits
 from ccserver.core.overload import Load
@@ -44,7 +44,11 @@ from ccserver.net.tls import TlsTerms
 from ccserver.process.descriptors import allow_descriptors
 from ccserver.process.listening import keepalive
 from ccserver.process.logs import INFO, ProcessLogger
+from ccserver.process.pulse import Pulse
 from ccserver.process.renewal import Renewal
+
+TICK = 1.0
+"""Seconds between two looks at who is silent, and at what takes too long."""
 
 STEP = 0.02
 """Seconds between two looks at whether a stopping worker is done."""
@@ -120,8 +124,7 @@ class Server:
         self._takers: set[Taker] = set()
         self._givers: set[Giver] = set()
         self._tried: set[Connection] = set()
-        self._tick = LoopingCall(self._check)
-        self._tick.clock = reactor
+        self._tick = Pulse(reactor, "check of connections and threads", self._check)
         accept_rate = _rate(config.security.accept_rate)
         self._keepalive = keepalive(config)
         self._make_port: Callable[..., DirectPort] = DirectPort
@@ -130,6 +133,7 @@ class Server:
         self._intake = Intake(reactor)
         self.room = Room(self.connections, self._intake)
         self._load: Load | None = None  # once it serves
+        self._throughput = Throughput(reactor.seconds())
         self._stopped: Deferred[None] | None = None
         self._deadline = inf  # of what a stop waits for; brought forward by a second stop
 
@@ -162,8 +166,8 @@ class Server:
         for address, listening in self._sockets:
             self.listen(self._worker.slot, str(address), listening)
         self._sockets = []
-        self._load = Load(self._reactor.seconds(), self._config.net.overload_lag)
-        self._tick.start(1.0, now=True)
+        self._load = Load(self._reactor.seconds() + TICK, self._config.net.overload_lag)
+        self._tick.start(TICK)
 
     def listen(self, slot: int, address: str, listening: socket.socket) -> None:
         """Accept connections from C{listening}, of C{slot}, too; it belongs to us from now on."""
@@ -268,8 +272,7 @@ class Server:
                 await self._call(hook).addTimeout(left, self._reactor)
             except Exception:
                 self.log.failure("stop hook {hook} raised", hook=_name(hook))
-        if self._tick.running:
-            self._tick.stop()
+        self._tick.stop()
         self._pool.stop()
         self._stopped.callback(None)
 
@@ -315,10 +318,17 @@ class Server:
             raise StartError("there is no address with tls")
         return self._renewal.renew()
 
+    @property
+    def full(self) -> bool:
+        """Whether it accepts no more connections for the time being."""
+        return self.room.full or bool(self._intake.reasons)
+
     def figures(self) -> dict[str, Any]:
         """What a beat tells the master."""
         figures = collect(self.connections, self._pool)
-        figures["full"] = self.room.full or bool(self._intake.reasons)
+        figures["packets_per_second"] = self._throughput.look(
+            self._reactor.seconds(), figures["packets"]
+        )
         if self._load is not None:
             figures["lag_ms"] = round(1000 * self._load.lag)
             figures["overloaded"] = self._load.overloaded
@@ -340,16 +350,13 @@ class Server:
 
     def _check(self) -> None:
         """Look, once a second, at who is silent and what takes too long."""
-        try:
-            self._look_at_load()
-            self.connections.check_heartbeats()
-            self.connections.check_deadlines()
-            self._dispatch.check(self._reactor.seconds())
-            if self._renewal is not None:
-                self._renewal.look()
-            self._pool.check(perf_counter())  # a stock reactor has another clock
-        except Exception:  # it goes on at the next turn
-            self.log.failure("check of connections and threads")
+        self._look_at_load()
+        self.connections.check_heartbeats()
+        self.connections.check_deadlines()
+        self._dispatch.check(self._reactor.seconds())
+        if self._renewal is not None:
+            self._renewal.look()
+        self._pool.check(perf_counter())  # a stock reactor has another clock
 
     def _look_at_load(self) -> None:
         """Shed new connections while there is too much to do for those there are."""

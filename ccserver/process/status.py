@@ -107,7 +107,7 @@ def _row(process: WorkerOfMaster, restarts: int, now: float) -> dict[str, Any]:
         "generation": process.generation,
         "age": round(now - process.since, 1),
         "connections": process.connections,
-        "packets_per_second": round(process.rate, 1),
+        "packets_per_second": figures.get("packets_per_second", 0.0),
         "restarts": restarts,
         **{key: figures.get(key) for key in FIGURES},
     }

@@ -5,20 +5,17 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from ccserver.core.balance import plan_slowly
 from ccserver.core.recycling import RecycleRule
-from ccserver.core.watch import Watch
+from ccserver.core.watch import LONGEST_INTERVAL, Watch
 from ccserver.process.administration import Administration
 from ccserver.process.fleet import Fleet
 from ccserver.process.logs import ProcessLogger
+from ccserver.process.pulse import Pulse
 from ccserver.process.relief import Relief
 from ccserver.process.workers import WorkerOfMaster, WorkerState
-
-INTERVAL = 1.0
-"""Seconds between two looks at who is due for recycling."""
 
 GROUP_GRACE = 0.5
 """Seconds after a worker's signal in which the master may be asked to stop as well: C{timeout},
@@ -47,18 +44,18 @@ class Upkeep:
         self._not_before = 0.0
         self._balanced = reactor.seconds()
         self._relief = Relief(fleet)
-        self._watching = self._loop(self._look_for_blocked)
-        self._looking = self._loop(self._look)
+        self._beats: dict[WorkerOfMaster, float | None] = {}  # the last that was seen
+        self._looking = Pulse(
+            reactor, "upkeep", self._relief.look, self._look_for_blocked, self._look_who_is_due
+        )
 
     def start(self) -> None:
         """Look after them from now on."""
-        self._looking.start(INTERVAL, now=False)
+        self._looking.start(LONGEST_INTERVAL)
 
     def stop(self) -> None:
         """Leave them alone."""
-        for loop in (self._watching, self._looking):
-            if loop.running:
-                loop.stop()
+        self._looking.stop()
 
     def serves(self, process: WorkerOfMaster) -> None:
         """A worker serves."""
@@ -69,7 +66,9 @@ class Upkeep:
             settings.max_worker_age,
             settings.max_worker_memory,
         )
-        self._rules[process] = rule.drawn(random.random())
+        rule = rule.drawn(random.random())
+        if rule != RecycleRule():  # else nobody need look at its figures
+            self._rules[process] = rule
         if settings.worker_timeout and self._looking.running:
             watch = self._watches.setdefault(
                 settings.worker_timeout, Watch(settings.worker_timeout)
@@ -77,11 +76,8 @@ class Upkeep:
             watch.add(process, self._reactor.seconds())
             self._set_pace()
 
-    def beats(self, process: WorkerOfMaster) -> None:
-        """A worker gives a sign of life."""
-        watch = self._watches.get(process.config.process.worker_timeout)
-        if watch is not None:
-            watch.beat(process, self._reactor.seconds())
+    def relieve(self) -> None:
+        """A worker has become full, or has room again: let others accept for it, or not."""
         self._relief.look()
 
     def leaves(self, process: WorkerOfMaster) -> bool:
@@ -97,38 +93,30 @@ class Upkeep:
         """A worker's process has ended."""
         self._rules.pop(process, None)
         self._leavers.pop(process, None)
+        self._beats.pop(process, None)
         self._relief.gone(process)
         for watch in self._watches.values():
             watch.remove(process)
 
-    def _loop(self, function: Any) -> LoopingCall:
-        def run() -> None:
-            try:
-                function()
-            except Exception:  # one fault does not end the upkeep
-                self.log.failure("upkeep", Failure())
-
-        loop = LoopingCall(run)
-        loop.clock = self._reactor
-        return loop
-
     def _set_pace(self) -> None:
         """Look as often as the shortest timeout needs it."""
         pace = min(watch.interval for watch in self._watches.values())
-        if self._watching.running and self._watching.interval == pace:
-            return
-        if self._watching.running:
-            self._watching.stop()
-        self._watching.start(pace, now=False)
+        if self._looking.interval != pace:
+            self._looking.start(pace)
 
     def _look_for_blocked(self) -> None:
         now = self._reactor.seconds()
+        for process in self._fleet.workers:
+            beat, watch = process.beat, self._watches.get(process.config.process.worker_timeout)
+            if watch is not None and beat != self._beats.get(process):
+                self._beats[process] = beat
+                watch.beat(process, now - process.silence)
         for watch in list(self._watches.values()):
             for process, silence in watch.overdue(now):
                 watch.remove(process)
                 self._fleet.replace_blocked(process, silence)
 
-    def _look(self) -> None:
+    def _look_who_is_due(self) -> None:
         now = self._reactor.seconds()
         if self._administration.busy:
             return
@@ -140,8 +128,10 @@ class Upkeep:
             return
         for process in self._fleet.serving:
             rule = self._rules.get(process)
+            if rule is None:
+                continue
             packets, memory = (process.figures.get(key) or 0 for key in ("packets", "memory"))
-            reason = rule and rule.due(packets, now - process.since, memory)
+            reason = rule.due(packets, now - process.since, memory)
             if reason:
                 recycling = self._administration.recycle(process, reason.value)
                 recycling.addErrback(self._put_off)

@@ -1,13 +1,12 @@
 """The worker process: started by the master with the descriptors it needs, and nothing else.
 
-C{python -P -m ccserver.process.worker}, with the link as descriptor 3, its order as 4, and the
-listening sockets from 5 on.
+C{python -P -m ccserver.process.worker}, with the link as descriptor 3, its order as 4, its board
+as 5, and the listening sockets from 6 on.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import select
 import signal
@@ -26,7 +25,6 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.main import installReactor
 from twisted.internet.protocol import Factory
-from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from ccserver.config import Address, Config
@@ -36,12 +34,14 @@ from ccserver.loading import load_app
 from ccserver.net.giver import Report
 from ccserver.net.reactor import DirectReactor
 from ccserver.process import link, logs
+from ccserver.process.board import Board
+from ccserver.process.pulse import Pulse
 from ccserver.process.scheduling import schedule
 from ccserver.process.serving import Server
 from ccserver.process.stacks import report_stacks_on_signal
 from ccserver.process.workerline import WorkerLine
 
-LINK_FD, ORDER_FD, SOCKETS_FD = 3, 4, 5
+LINK_FD, ORDER_FD, BOARD_FD, SOCKETS_FD = 3, 4, 5, 6
 """The descriptors of a worker process; 0 is /dev/null, 1 and 2 are the master's."""
 
 EXIT_CONFIG, EXIT_START, EXIT_APP = 1, 3, 4
@@ -161,16 +161,20 @@ class WorkerProcess:
         self._order = order
         self._config = config
         self._link: Any = WorkerLine(self)
+        self._board = Board(BOARD_FD)
         self._server: Server | None = None
         self._stopping = False
         self._asked = False  # the master, for a replacement
         self._signalled_at = -inf
         self._ended = False
         self._noticed = Event()
+        self._full: bool | None = None  # as the master knows it
         self._hasty: IDelayedCall | None = None
         self._last_haste = -HASTE
         self._shown = ""
-        self._pulse = self._loop(self._live)
+        self._figures: dict[str, Any] = {}
+        steps = (self._gather, self._show, self._show_title, self._look_on)
+        self._pulse = Pulse(reactor, "worker process", *steps)
 
     def begin(self) -> None:
         """Take the descriptors, listen to signals, and start."""
@@ -272,7 +276,7 @@ class WorkerProcess:
     async def _start(self) -> None:
         config = self._config
         self._show_title()
-        self._pulse.start(Watch(config.process.worker_timeout).interval, now=False)
+        self._pulse.start(Watch(config.process.worker_timeout).interval)
         try:
             app = load_app(config.app.app, config.app.path)
             server = Server(
@@ -292,6 +296,7 @@ class WorkerProcess:
         server.room.wait(config.process.workers > 1)  # until the master knows who has room
         server.set_log_level(self.observer.level)
         self._settle()
+        self._beat()  # to load it may have taken long, in which the reactor stood still
         if not self._stopping:
             with suppress(ConnectionLost, ConnectionDone):  # stopped before it was answered
                 await self._link.callRemote(link.Ready)
@@ -364,9 +369,21 @@ class WorkerProcess:
         told.addBoth(lambda result: self.stop(True, timeout))
 
     def _beat(self) -> None:
-        """Tell the master how we are: from the reactor itself, which may be blocked."""
-        figures = self._server.figures() if self._server is not None else {}
-        self._link.beat(json.dumps(figures))
+        """Show the master how we are: from the reactor itself, which may be blocked."""
+        self._gather()
+        self._show()
+
+    def _gather(self) -> None:
+        if self._server is not None:
+            self._figures = self._server.figures()
+
+    def _show(self) -> None:
+        self._board.write(self._figures)
+        full = None if self._server is None else self._server.full
+        if full is not self._full:
+            self._full = full
+            with suppress(ConnectionLost):  # we shall notice
+                self._link.callRemote(link.Room, full=full)
 
     def _beat_soon(self) -> None:
         """Tell the master, which should know at once, but at most every L{HASTE} seconds."""
@@ -380,21 +397,7 @@ class WorkerProcess:
         if not self._stopping and not self._noticed.is_set():
             self._beat()
 
-    def _loop(self, function: Callable[[], None]) -> LoopingCall:
-        def run() -> None:
-            try:
-                function()
-            except Exception:  # it goes on at the next turn
-                self.log.failure("worker process")
-
-        loop = LoopingCall(run)
-        loop.clock = self._reactor
-        return loop
-
-    def _live(self) -> None:
-        """Do what is due about once a second, in one go: each time finds the caches cold."""
-        self._beat()  # first: whatever else fails, it lives
-        self._show_title()
+    def _look_on(self) -> None:
         if self._look is not None and self._server is not None:
             self._look()
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import connectionDone
-from twisted.protocols import amp
 from twisted.python.failure import Failure
 
 from ccserver.errors import StartError
@@ -31,12 +28,6 @@ class WorkerLine(link.Line):
     def __init__(self, process: WorkerProcess) -> None:
         super().__init__()
         self._process = process
-
-    def beat(self, figures: str) -> None:
-        """Say L{link.Beat}, as C{callRemote} would in ten times as many steps."""
-        box = amp.Box({amp.COMMAND: link.Beat.commandName, b"figures": figures.encode()})
-        with suppress(ConnectionLost):  # we shall notice
-            self.sendBox(box)  # type: ignore[no-untyped-call]
 
     def lacks_descriptor(self) -> None:
         self._process.lacks_descriptor()

@@ -24,6 +24,7 @@ from ccserver.config import Config
 from ccserver.core.watch import Watch
 from ccserver.errors import StartError
 from ccserver.process import link, worker
+from ccserver.process.board import Board
 from ccserver.process.logs import ProcessLogger
 from ccserver.process.moment import Moment
 
@@ -111,12 +112,10 @@ class _Link(link.Line):
         self._process.on_stopping(self._process)
         return {}
 
-    def ampBoxReceived(self, box: dict[bytes, bytes]) -> None:
-        """Take a L{link.Beat} at once: it comes too often for what AMP does for a command."""
-        if box.get(amp.COMMAND) == link.Beat.commandName:
-            self._process.has_beaten(json.loads(box[b"figures"]))
-        else:
-            link.Line.ampBoxReceived(self, box)  # type: ignore[no-untyped-call]
+    @link.Room.responder
+    def room(self, full: bool) -> dict[str, Any]:
+        self._process.has_room(not full)
+        return {}
 
 
 class WorkerOfMaster(ProcessProtocol):
@@ -129,9 +128,9 @@ class WorkerOfMaster(ProcessProtocol):
     @ivar reason: why it cannot start, if it has said so.
     @ivar exit_status: what it then ends with, and a server that cannot start without it.
     @ivar config: what it serves with.
-    @ivar figures: what it has said of itself last, see L{link.Beat}.
-    @ivar rate: packets a second between its last two beats.
-    @ivar on_beat: is called when it has.
+    @ivar board: where it says how it is, from its start on.
+    @ivar full: it has as many connections as it may; None: it has not said so yet.
+    @ivar on_room: is called when it has said so.
     @ivar on_leave: is called when a signal asks it to stop; whether that is seen to.
     @ivar on_stopping: is called when it stops by itself.
     @ivar since: the time it was started.
@@ -151,14 +150,14 @@ class WorkerOfMaster(ProcessProtocol):
         self.config = config
         self.since = clock()
         self._clock = clock
-        self._beaten = self.since
+        self._interval = Watch(config.process.worker_timeout).interval
+        self.board: Board | None = None
         self.state = WorkerState.STARTING
         self.pid: int | None = None
         self.reason: str | None = None
         self.exit_status: int | None = None
-        self.figures: dict[str, Any] = {}
-        self.rate = 0.0
-        self.on_beat: Callable[[WorkerOfMaster], None] = lambda process: None
+        self.full: bool | None = None
+        self.on_room: Callable[[WorkerOfMaster], None] = lambda process: None
         self.on_leave: Callable[[WorkerOfMaster], bool] = lambda process: False
         self.on_stopping: Callable[[WorkerOfMaster], None] = lambda process: None
         self.loaded: Moment[None] = Moment()
@@ -186,14 +185,25 @@ class WorkerOfMaster(ProcessProtocol):
         return not self.gone.over and self.state is not WorkerState.STOPPING
 
     @property
+    def figures(self) -> dict[str, Any]:
+        """How it was at its last beat; nothing before it serves."""
+        return {} if self.board is None else self.board.figures
+
+    @property
+    def beat(self) -> float | None:
+        """What tells its last beat from others; None: it has not beaten yet."""
+        return None if self.board is None else self.board.written
+
+    @property
     def silence(self) -> float:
-        """Seconds since its last sign of life."""
-        return self._clock() - self._beaten
+        """Seconds since its last beat, or its start."""
+        age = None if self.board is None else self.board.age
+        return self._clock() - self.since if age is None else age
 
     @property
     def silent(self) -> bool:
         """Whether a beat is missing: its reactor is blocked, or it is stopped, maybe for long."""
-        return self.silence > MISSED * Watch(self.config.process.worker_timeout).interval
+        return self.silence > MISSED * self._interval
 
     def connectionMade(self) -> None:
         self.pid = self.transport.pid
@@ -208,16 +218,13 @@ class WorkerOfMaster(ProcessProtocol):
     def is_loaded(self) -> None:
         """The process has said that it can serve."""
         if self.state is WorkerState.STARTING:
-            self.state, self._beaten = WorkerState.LOADED, self._clock()
+            self.state = WorkerState.LOADED
             self.loaded.happen(None)
 
-    def has_beaten(self, figures: dict[str, Any]) -> None:
-        """The process has said how it is."""
-        now = self._clock()
-        packets = figures.get("packets", 0) - self.figures.get("packets", 0)
-        self.rate = packets / max(now - self._beaten, 0.001)
-        self.figures, self._beaten = figures, now
-        self.on_beat(self)
+    def has_room(self, room: bool) -> None:
+        """The process has said whether it may have more connections."""
+        self.full = not room
+        self.on_room(self)
 
     def processEnded(self, reason: Failure) -> None:
         self.end(ended(reason))
@@ -225,6 +232,8 @@ class WorkerOfMaster(ProcessProtocol):
     def end(self, ended: Ended) -> None:
         """Its process is gone, or could not be started."""
         why = self.reason or f"worker process {self.slot} {ended.how}"
+        if self.board is not None:
+            self.board.close()
         self.loaded.happen(Failure(NotReady(why, self.exit_status or worker.EXIT_START)))
         self.gone.happen(ended)
 
@@ -412,11 +421,13 @@ class Spawner:
     ) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs, open(os.devnull, "rb") as null:
+            process.board = Board.made()
             paper = link.memory_file("order", asdict(order))
             try:
                 descriptors = {0: null.fileno(), 1: 1, 2: 2}
                 descriptors[worker.LINK_FD] = theirs.fileno()
                 descriptors[worker.ORDER_FD] = paper
+                descriptors[worker.BOARD_FD] = process.board.fileno()
                 for place, listening in enumerate(sockets):
                     descriptors[worker.SOCKETS_FD + place] = listening.fileno()
                 # a signal that came before the worker has its handlers would kill it

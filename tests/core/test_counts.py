@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ccserver.core.counts import LineLimit
+from ccserver.core.counts import LineLimit, Throughput
 
 
 def told(text: str | None) -> int | None:
@@ -62,3 +62,21 @@ class LineLimitTests(SynchronousTestCase):
                 sum(k == kind for k, _ in asked),
                 sum(k == kind for k, _ in written) + suppressed_in[kind] + (last or 0),
             )
+
+
+class ThroughputTests(SynchronousTestCase):
+    def test_it_is_what_came_since_the_last_look(self):
+        throughput = Throughput(10.0)
+        self.assertEqual(throughput.look(12.0, 100), 50.0)
+        self.assertEqual(throughput.look(13.0, 133), 33.0)
+        self.assertEqual(throughput.look(14.0, 133), 0.0)
+
+    def test_looks_that_follow_each_other_closely_are_one(self):
+        throughput = Throughput(0.0)
+        self.assertEqual(throughput.look(1.0, 100), 100.0)
+        self.assertEqual(throughput.look(1.1, 100), 100.0)
+        self.assertEqual(throughput.look(1.2, 900), 100.0)
+        self.assertEqual(throughput.look(2.0, 1000), 900.0)
+
+    def test_at_first_it_is_nothing(self):
+        self.assertEqual(Throughput(5.0).look(5.0, 0), 0.0)

@@ -16,6 +16,7 @@ from ccserver.app import App
 from ccserver.core.framing import encode
 from ccserver.core.limits import Heartbeat, SessionLimits
 from ccserver.core.session import Session
+from ccserver.net import statistics
 from ccserver.net.statistics import collect, connection_rows, resident_memory, unsent_bytes
 from ccserver.net.transport import DirectServer
 from tests.support import FakeReactor, FakeWorker
@@ -80,6 +81,7 @@ class CollectTests(StatisticsCase):
         def fail(*args: Any) -> Any:
             raise OSError(errno.EMFILE, "Too many open files")
 
+        statistics._statm.cache_clear()
         self.patch(os, "open", fail)
         figures = self.figures()
         self.assertEqual((figures["memory"], figures["connections"]), (None, 0))

@@ -23,15 +23,15 @@ class FakeOwner:
 
     def __init__(self) -> None:
         self.ready: list[tuple[WorkerOfMaster, bool]] = []
-        self.beats: list[WorkerOfMaster] = []
+        self.rooms: list[WorkerOfMaster] = []
         self.gone: list[WorkerOfMaster] = []
         self.refusals: list[tuple[int, str]] = []
 
     def worker_ready(self, process: WorkerOfMaster, first: bool) -> None:
         self.ready.append((process, first))
 
-    def worker_beat(self, process: WorkerOfMaster) -> None:
-        self.beats.append(process)
+    def worker_room(self, process: WorkerOfMaster) -> None:
+        self.rooms.append(process)
 
     def worker_leaves(self, process: WorkerOfMaster) -> bool:
         return False

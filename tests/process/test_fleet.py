@@ -248,14 +248,13 @@ class StopTests(FleetCase):
 
     def test_who_runs_his_stop_hooks_has_more_time(self):
         self.serving(1)
-        (process,) = self.fleet.workers
         (each,) = self.workers()
         stopped = self.fleet.stop(True)
         for _ in range(int(9 + HOOK_TIMEOUT + KILL_GRACE) - 1):
-            process.has_beaten({})
+            each.beat()
             self.turn(1.0)
             self.assertFalse(each.killed)
-        process.has_beaten({})
+        each.beat()
         self.turn(1.1)
         self.assertTrue(each.killed)
         self.successResultOf(stopped)

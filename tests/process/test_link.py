@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -160,18 +159,18 @@ class LineTests(SynchronousTestCase):
         end.callRemote(link.Failed, status=3, reason="\U0001f40d" * link.REASON_LIMIT)
         self.assertTrue(end.transport.value())
 
-    def test_the_figures_of_a_beat_are_one_json_text(self):
-        heard: list[Any] = []
+    def test_that_there_is_no_room_is_not_answered(self):
+        heard: list[bool] = []
 
         class Master(link.Line):
-            @link.Beat.responder
-            def beat(self, figures: str) -> dict[str, Any]:
-                heard.append(json.loads(figures))
+            @link.Room.responder
+            def room(self, full: bool) -> dict[str, Any]:
+                heard.append(full)
                 return {}
 
         end, master = self.connected(), Master()
         master.makeConnection(FakeTransport())
-        end.callRemote(link.Beat, figures=json.dumps({"connections": 5}))
+        end.callRemote(link.Room, full=True)
         end.transport.deliver(master)
-        self.assertEqual(heard, [{"connections": 5}])
-        self.assertEqual(master.transport.value(), b"", "a beat is not answered")
+        self.assertEqual(heard, [True])
+        self.assertEqual(master.transport.value(), b"")

@@ -23,9 +23,9 @@ class Tended(FakeOwner):
         if self.upkeep is not None:
             self.upkeep.serves(process)
 
-    def worker_beat(self, process: WorkerOfMaster) -> None:
+    def worker_room(self, process: WorkerOfMaster) -> None:
         if self.upkeep is not None:
-            self.upkeep.beats(process)
+            self.upkeep.relieve()
 
     def worker_leaves(self, process: WorkerOfMaster) -> bool:
         return self.upkeep is not None and self.upkeep.leaves(process)

@@ -18,15 +18,18 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Config
+from ccserver.core.session import CloseReason
 from ccserver.errors import AppError, ConfigError, StartError
 from ccserver.net.port import DirectPort
 from ccserver.process import link, worker
+from ccserver.process.board import Board
 from ccserver.process.logs import LineObserver
 from ccserver.process.worker import (
     ECHO,
     EXIT_APP,
     EXIT_CONFIG,
     EXIT_START,
+    HASTE,
     HEARD_TIMEOUT,
     Order,
     WorkerProcess,
@@ -97,7 +100,7 @@ class OrderTests(SynchronousTestCase):
 class MasterEnd(link.Line):
     """The master's end of the link, remembering what the worker says.
 
-    @ivar beats: the figures.
+    @ivar rooms: whether the worker was full, each time it said so.
     @ivar leaves: what it answers to L{link.Leave}.
     @ivar stops: what it answers to L{link.Stopping}.
     """
@@ -105,7 +108,7 @@ class MasterEnd(link.Line):
     def __init__(self) -> None:
         super().__init__()
         self.heard: list[Any] = []
-        self.beats: list[dict[str, Any]] = []
+        self.rooms: list[bool] = []
         self.leaves: Any = {"accepted": True}
         self.stops: Any = {}
 
@@ -129,9 +132,9 @@ class MasterEnd(link.Line):
         self.heard.append("stopping")
         return self.stops
 
-    @link.Beat.responder
-    def beat(self, figures: str) -> dict[str, Any]:
-        self.beats.append(json.loads(figures))
+    @link.Room.responder
+    def room(self, full: bool) -> dict[str, Any]:
+        self.rooms.append(full)
         return {}
 
 
@@ -173,6 +176,9 @@ class WorkerProcessCase(SynchronousTestCase):
         self.addCleanup(self.close, os.fstat(listening.fileno()).st_ino, listening.fileno())
         self.patch(worker, "SOCKETS_FD", listening.detach())
         self.patch(worker, "LINK_FD", theirs.detach())
+        self.board = Board.made()
+        self.addCleanup(self.board.close)
+        self.patch(worker, "BOARD_FD", self.board.fileno())
         text = f"Listen = 127.0.0.1:{self.port}\nApp = {name}:app\n"
         text += f"ProcMsgRecvWorkThreadCount = 1\nShutdownTimeout = 2\n{more}"
         self.observer = LineObserver(os.path.join(self.folder, "error.log"), 8, False)
@@ -313,17 +319,85 @@ class StartTests(WorkerProcessCase):
 
     def test_it_beats_from_the_reactor_with_its_figures(self):
         self.begun()
-        self.reactor.pump([0.5] * 6)
-        self.talk()
-        self.assertGreaterEqual(len(self.master.beats), 3)
-        self.assertEqual(self.master.beats[-1]["connections"], 0)
-        self.assertGreater(self.master.beats[-1]["memory"], 1 << 20)
+        for _ in range(3):
+            before = self.board.written
+            self.reactor.pump([0.5] * 2)
+            self.assertNotEqual(self.board.written, before)
+        self.assertEqual(self.board.figures["connections"], 0)
+        self.assertGreater(self.board.figures["memory"], 1 << 20)
 
     def test_a_short_timeout_has_quick_beats(self):
         self.begun(more="WorkerTimeout = 0.4\n")
-        self.reactor.pump([0.1] * 10)
+        for _ in range(9):
+            before = self.board.written
+            self.reactor.advance(0.1)
+            self.assertNotEqual(self.board.written, before)
+
+    def test_before_it_says_that_it_is_ready_it_beats(self):
+        hook = "from twisted.internet.defer import Deferred\nwaiting = Deferred()\n"
+        hook += "@app.on_worker_start\nasync def start(worker):\n    await waiting\n"
+        self.begun(APP + hook)
+        self.reactor.advance(0.5)
+        self.assertEqual((self.board.written, self.board.figures), (None, {}))
+        sys.modules[f"served_{id(self)}"].waiting.callback(None)
+        self.assertEqual(self.board.figures["connections"], 0)
+
+    def test_figures_that_cannot_be_had_are_no_silence(self):
+        process = self.serving()
+        self.reactor.advance(1)
+
+        def fail() -> None:
+            raise ValueError
+
+        self.patch(process._server, "figures", fail)
+        before, figures = self.board.written, self.board.figures
+        self.reactor.advance(1)
+        self.assertGreater(self.board.written, before)
+        self.assertEqual(self.board.figures, figures)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+
+class RoomTests(WorkerProcessCase):
+    """What the master is told at once: that others should accept for it, or need not any more."""
+
+    def full(self, process: WorkerProcess, full: bool) -> None:
+        """There are as many connections as may be, or not any more."""
+        process._server.room.full = full
+        process._server.room.on_change()
+
+    def test_it_says_first_that_it_has_room_and_nothing_while_that_is_so(self):
+        self.serving()
+        self.reactor.pump([0.5] * 6)
         self.talk()
-        self.assertGreaterEqual(len(self.master.beats), 9)
+        self.assertEqual(self.master.rooms, [False])
+
+    def test_that_it_is_full_is_said_at_once(self):
+        process = self.serving()
+        for full in (True, False):
+            self.full(process, full)
+            self.reactor.advance(HASTE)
+            self.talk()
+            self.assertEqual(self.master.rooms[-1], full)
+        self.assertEqual(self.master.rooms, [False, True, False])
+
+    def test_but_not_more_often_than_it_helps(self):
+        process = self.serving()
+        for _ in range(100):
+            self.full(process, True)
+            self.full(process, False)
+            self.reactor.advance(HASTE / 50)
+        self.full(process, True)
+        self.reactor.advance(HASTE)
+        self.talk()
+        self.assertLessEqual(len(self.master.rooms), 6)
+        self.assertIs(self.master.rooms[-1], True)
+
+    def test_what_else_lets_it_accept_nobody_is_said_with_its_next_beat(self):
+        process = self.serving()
+        process._server._intake.close(CloseReason.OVERLOAD)
+        self.reactor.advance(1)
+        self.talk()
+        self.assertEqual(self.master.rooms, [False, True])
 
 
 class StopTests(WorkerProcessCase):
@@ -585,7 +659,7 @@ class CommandTests(WorkerProcessCase):
             ).addErrback(lambda failure: failure.type)
             self.talk()
         self.assertIs(self.successResultOf(asked), link.NoDescriptor)
-        self.assertTrue(process._server.figures()["full"])
+        self.assertTrue(process._server.full)
         self.assertEqual(self.reactor.stops, 0)
 
     def test_a_file_that_cannot_be_written_is_no_reason_to_stop(self):

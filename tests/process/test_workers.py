@@ -14,6 +14,7 @@ from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from ccserver.config import Config
 from ccserver.process import link, worker, workers
 from ccserver.process.worker import EXIT_APP, EXIT_START, Order
 from ccserver.process.workers import (
@@ -41,7 +42,7 @@ class SpawnTests(FleetCase):
     def test_it_gets_just_the_descriptors_that_it_needs(self):
         self.ports.append(free_port())
         for each in self.started(2):
-            self.assertEqual(sorted(each.process.given), [0, 1, 2, 3, 4, 5, 6])
+            self.assertEqual(sorted(each.process.given), [0, 1, 2, 3, 4, 5, 6, 7])
 
     def test_its_input_is_nothing_and_its_output_the_masters(self):
         (each,) = self.started(1)
@@ -92,6 +93,7 @@ class SpawnTests(FleetCase):
         self.fleet.start()
         (each,) = self.workers()
         copies = len(each.process.given) + 1  # of the fake child, and of the fake reactor
+        copies += 1  # the board is on both sides
         self.assertLessEqual(self.descriptors(), before + copies)
 
     def test_no_two_have_the_same_number_also_after_those_of_an_old_master(self):
@@ -172,14 +174,37 @@ class TalkTests(FleetCase):
         self.assertEqual(error.status, EXIT_START)
         self.assertTrue(self.process.gone.over)
 
-    def test_its_beats_tell_how_many_connections_and_packets_a_second(self):
-        self.reactor.advance(1)
+    def test_its_board_shows_how_it_is_and_nothing_is_said(self):
+        self.assertEqual((self.process.figures, self.process.connections), ({}, 0))
         self.other.beat(connections=5, packets=100)
-        self.assertEqual((self.process.connections, self.process.rate), (5, 100.0))
-        self.reactor.advance(2)
+        self.assertEqual(self.process.figures, {"connections": 5, "packets": 100})
         self.other.beat(connections=7, packets=150)
-        self.assertEqual((self.process.connections, self.process.rate), (7, 25.0))
-        self.assertEqual(self.owner.beats, [self.process] * 2)
+        self.assertEqual((self.process.connections, self.process.figures["packets"]), (7, 150))
+        self.assertEqual(self.owner.rooms, [])
+
+    def test_it_says_whether_it_has_room(self):
+        self.assertIsNone(self.process.full)
+        for full in (False, True):
+            self.other.beat(full=full)
+            self.assertIs(self.process.full, full)
+        self.assertEqual(self.owner.rooms, [self.process] * 2)
+
+    def test_its_silence_is_the_time_since_its_start_or_its_last_beat(self):
+        self.reactor.advance(3)
+        self.assertEqual(self.process.silence, 3.0)
+        self.other.beat()
+        self.reactor.advance(1)
+        self.assertEqual((self.process.silence, self.process.silent), (1.0, False))
+        self.reactor.advance(1)
+        self.assertEqual((self.process.silence, self.process.silent), (2.0, True))
+
+    def test_what_it_had_on_its_board_outlives_it_and_the_file_does_not(self):
+        self.other.beat(connections=5)
+        before = self.descriptors()
+        self.other.die()
+        self.assertEqual(self.process.connections, 5)
+        self.assertLess(self.descriptors(), before)
+        self.assertIsNone(self.process.beat)
 
     def test_told_to_accept_no_more_it_says_how_many_it_has(self):
         self.other.ready()
@@ -295,14 +320,14 @@ class TalkTests(FleetCase):
 
 class StateTests(SynchronousTestCase):
     def test_ready_is_only_who_starts(self):
-        process = WorkerOfMaster(0, 1, None, lambda: 0.0)
+        process = WorkerOfMaster(0, 1, Config.parse(""), lambda: 0.0)
         process.state = WorkerState.STOPPING
         process.is_loaded()
         self.assertIs(process.state, WorkerState.STOPPING)
         self.assertFalse(process.loaded.over)
 
     def test_who_has_not_loaded_is_not_let_serve(self):
-        process = WorkerOfMaster(0, 1, None, lambda: 0.0)
+        process = WorkerOfMaster(0, 1, Config.parse(""), lambda: 0.0)
         process.serve()
         self.assertIs(process.state, WorkerState.STARTING)
 

@@ -13,7 +13,8 @@ from twisted.internet.error import ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Config
-from ccserver.process import link, worker
+from ccserver.process import board, link, worker
+from ccserver.process.board import Board
 from ccserver.process.worker import Order
 from tests.ports import free_port
 from tests.support import (
@@ -33,7 +34,7 @@ STEP = 0.1
 class WorkerEnd(link.Line):
     """The worker's end of the link: does as it is told at once, unless it is to hold that back.
 
-    @ivar told: what the master has said, all but the beats' answers.
+    @ivar told: what the master has said.
     @ivar holding: the names of the commands that it does not answer.
     @ivar connections: how many it has.
     @ivar stays: of them, those that do not move, by reason.
@@ -143,6 +144,10 @@ class FakeWorkerProcess:
         self.end.makeConnection(self.transport)
 
     @property
+    def board(self) -> Board:
+        return Board(self.process.given[worker.BOARD_FD])
+
+    @property
     def order(self) -> Order:
         return Order(**link.read_json(self.process.given[worker.ORDER_FD]))
 
@@ -164,6 +169,7 @@ class FakeWorkerProcess:
         return heard
 
     def ready(self) -> None:
+        self.board.write({})
         self.end.callRemote(link.Ready)
         self.talk()
 
@@ -177,7 +183,9 @@ class FakeWorkerProcess:
         """It gives a sign of life, with these figures."""
         if "connections" in figures:
             self.end.connections = figures["connections"]
-        self.end.callRemote(link.Beat, figures=json.dumps(figures))
+        self.board.write(figures)
+        if "full" in figures:
+            self.end.callRemote(link.Room, full=figures["full"])
         self.talk()
 
     def leave(self) -> bool:
@@ -225,6 +233,7 @@ class WorkersCase(SynchronousTestCase):
         self.masks: list[int] = []
         self.immortal: set[FakeWorkerProcess] = set()
         self.patch(signal, "pthread_sigmask", lambda how, mask: self.masks.append(how))
+        self.patch(board, "monotonic", self.reactor.seconds)
         self.folder = folder(self)
         self.ports = [free_port()]
         self.events = logged(self)

@@ -1,0 +1,67 @@
+"""A pulse: what a process does again and again, in the background of what it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall
+
+from ccserver.process.logs import ProcessLogger
+
+
+class Pulse:
+    """Calls functions, one in a turn of the reactor, once in each interval.
+
+    What is ready between two of them is served: each finds the caches cold, and together they
+    would hold everything else up for as long. One that raises is logged, and called again. An
+    interval that was missed is not made up for.
+    """
+
+    log = ProcessLogger()
+
+    def __init__(self, clock: Any, what: str, *steps: Callable[[], object]) -> None:
+        """@param what: they do, for the log."""
+        self.interval = 0.0
+        self._clock = clock
+        self._what = what
+        self._steps = steps
+        self._due = 0.0
+        self._call: IDelayedCall | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether it has been started, and not stopped since."""
+        return self._call is not None
+
+    def start(self, interval: float) -> None:
+        """Call them every C{interval} seconds from now on, for the first time after one."""
+        self.stop()
+        self.interval = interval
+        self._due = self._clock.seconds() + interval
+        self._call = self._clock.callLater(interval, self._step, 0)
+
+    def stop(self) -> None:
+        """Call them no more."""
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+        self._call = None
+
+    def _step(self, number: int) -> None:
+        begun = self._call
+        try:
+            self._steps[number]()
+        except Exception:  # one fault ends nothing
+            self.log.failure(self._what)
+        if self._call is not begun:
+            return  # stopped, or started anew
+        number += 1
+        if number < len(self._steps):
+            wait = 0.0
+        else:
+            number = 0
+            now = self._clock.seconds()
+            missed = int(max(0.0, now - self._due) / self.interval)
+            self._due = min(self._due + (1 + missed) * self.interval, now + self.interval)
+            wait = self._due - now
+        self._call = self._clock.callLater(wait, self._step, number)
