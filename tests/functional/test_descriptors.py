@@ -12,6 +12,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.core.framing import encode
+from ccserver.net.intake import PAUSE
 from tests.functional import codes
 from tests.functional.operator import Operator
 from tests.functional.server import ServerProcess, descriptors, measured, wait_until
@@ -63,7 +64,8 @@ class DescriptorTests(SynchronousTestCase):
                 news = self.crowd(server.port)[:20]
                 wait_until(lambda: len(readable(news)) == len(news), "new clients to be served")
             measured("seconds from their leaving to the replies of new clients", watch.elapsed)
-            self.assertLess(watch.seconds, 1.0)
+            # those who have left before they were accepted go first, some twenty in each pause
+            self.assertLess(watch.seconds, 2 * PAUSE * CLIENTS / 20)
             self.assertEqual(list(server.workers().values()), [worker])
             self.assertNotIn("Traceback", server.log)
 
@@ -115,7 +117,7 @@ class StarvedWorkerTests(SynchronousTestCase):
             start = time.monotonic()
             wait_until(lambda: time.monotonic() > start + 3 + WATCHED, "some time to go by")
             memory = {row["pid"]: row["memory"] for row in operator.status()["workers"]}
-            self.assertIsNone(memory[starved])
+            self.assertGreater(memory[starved], 1 << 20)
             for _ in range(10):
                 with server.connect() as client:
                     client.ask(codes.REACTOR, b"new")

@@ -179,6 +179,9 @@ THREADS = 20
 """Threads of a worker, if the configuration does not say."""
 
 
+BOARD = "/memfd:board (deleted)"
+
+
 class DescriptorTests(ServerCase):
     options: ClassVar = {"workers": 2}
 
@@ -222,6 +225,7 @@ class DescriptorTests(ServerCase):
         self.assertEqual(len(own), 1, "one listening socket")
         allowed = {"/dev/null", self.server.path("error.log"), "anon_inode:[eventpoll]"}
         allowed |= {"anon_inode:[eventfd]", self.server.path("stdout"), self.server.path("stderr")}
+        allowed |= {BOARD}  # the master's end of its own; there is but one
         return {n: what for n, what in shared.items() if what not in allowed and n not in own}
 
     def test_a_worker_shares_only_its_listening_socket_and_the_logs(self):
@@ -248,6 +252,8 @@ class DescriptorTests(ServerCase):
                     # the reactor's spare descriptor, and standard input
                     ["/dev/null"] * 2
                     + [path("error.log"), path("stdout"), path("stderr")]
+                    # how it is, for the master, and what the kernel tells it of its memory
+                    + [BOARD, f"/proc/{pid}/statm"]
                     # the reactor's ways to wake up: from threads, and from signals
                     + ["pipe"] * 4
                     + ["anon_inode:[eventfd]", "anon_inode:[eventpoll]"]
