@@ -1,6 +1,7 @@
 /* The optional compiled part: the plain case of what every packet takes. Python stays the reference:
  * both do the same to the same input, which the tests hold (docs/design/data-path.md).
  *
+ * checksum.c     the CRC-32 of a body                    core/checksum.py
  * framing.c      bytes into packets and back             core/framing.py
  * handlers.c     packets to handlers, and their replies  net/dispatch.py, net/jobs.py
  * threads.c      packets to the pool's threads and back  net/pool.py, net/jobs.py, net/lane.py
@@ -11,8 +12,8 @@
  * module.c       what Python can call
  *
  * All is called with the interpreter lock, and gives it up for sleep alone: recv and send do not block,
- * and giving it up for them costs more than they take. zlib gives it up for bodies above 5 KiB: what
- * another thread could change meanwhile, as the longest packet, is read before the first CRC. */
+ * and giving it up for them costs more than they take. a CRC-32 in Python may, for long bodies: what
+ * another thread could change meanwhile, as the longest packet, is read before the first one. */
 #ifndef CCSERVER_H
 #define CCSERVER_H
 #define PY_SSIZE_T_CLEAN
@@ -22,8 +23,8 @@
 #include <time.h>
 #include "slots.h"
 
-enum { HEADER = 8, LONGEST = 0xFFFF, CHUNK = 65536, LONG_READ = 4 * CHUNK, LONG = 256, SMALL = 256,
-       WHOLE = 1024, MARK = 65536, LONG_MARK = 5 * MARK,
+enum { HEADER = 8, LONGEST = 0xFFFF, CHUNK = 65536, LONG_READ = 4 * CHUNK, LONG = 256,
+       SMALL = 256, WHOLE = 1024, MARK = 65536, LONG_MARK = 5 * MARK,
        EVENTS = 128, PART = 4, LARGE = 4096, COPIED = 8192, PIECES = 128 };
 
 extern PyObject *no_bytes, *no_list; /* never appended to */
@@ -39,6 +40,10 @@ static inline double seconds(void) {
 /* module.c */
 PyObject *imported(const char *module_name, const char *name);
 PyObject *raised(void);
+
+/* checksum.c */
+int prepare_checksum(PyObject *module);
+int crc_of(PyObject *body, uint32_t *crc);
 
 /* framing.c */
 int prepare_framing(void);

@@ -3,51 +3,8 @@
 #include <errno.h>
 #include <sys/socket.h>
 
-static uint32_t crc_table[8][256];
-static PyObject *zlib_crc32; /* for longer bodies: it knows the processor better */
 static PyObject *packet_too_long;
 static _Thread_local char buffer[LONG_READ + LONGEST]; /* of what is received */
-
-static void make_crc_table(void) {
-    for (uint32_t n = 0; n < 256; n++) {
-        uint32_t c = n;
-        for (int k = 0; k < 8; k++)
-            c = c & 1 ? 0xEDB88320u ^ (c >> 1) : c >> 1;
-        crc_table[0][n] = c;
-    }
-    for (uint32_t n = 0; n < 256; n++)
-        for (int k = 1; k < 8; k++)
-            crc_table[k][n] = crc_table[0][crc_table[k - 1][n] & 0xFF] ^ (crc_table[k - 1][n] >> 8);
-}
-
-/* zlib's CRC-32, eight bytes at a time. */
-static uint32_t small_crc(const unsigned char *p, Py_ssize_t n) {
-    uint32_t c = 0xFFFFFFFFu;
-    for (; n >= 8; n -= 8, p += 8) {
-        c ^= (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-        c = crc_table[7][c & 0xFF] ^ crc_table[6][(c >> 8) & 0xFF] ^ crc_table[5][(c >> 16) & 0xFF]
-            ^ crc_table[4][c >> 24] ^ crc_table[3][p[4]] ^ crc_table[2][p[5]]
-            ^ crc_table[1][p[6]] ^ crc_table[0][p[7]];
-    }
-    for (; n > 0; n--, p++)
-        c = crc_table[0][(c ^ *p) & 0xFF] ^ (c >> 8);
-    return c ^ 0xFFFFFFFFu;
-}
-
-/* The CRC-32 of a bytes object; 0, or -1 with an exception set. */
-static int crc_of(PyObject *body, uint32_t *crc) {
-    Py_ssize_t n = PyBytes_GET_SIZE(body);
-    if (n <= SMALL) {
-        *crc = small_crc((const unsigned char *)PyBytes_AS_STRING(body), n);
-        return 0;
-    }
-    PyObject *value = PyObject_CallOneArg(zlib_crc32, body);
-    if (value == NULL)
-        return -1;
-    *crc = (uint32_t)PyLong_AsUnsignedLongMask(value);
-    Py_DECREF(value);
-    return PyErr_Occurred() ? -1 : 0;
-}
 
 static void put16(unsigned char *p, uint32_t v) {
     p[0] = (unsigned char)(v >> 8);
@@ -250,8 +207,6 @@ PyObject *feed_from(PyObject *module, PyObject *const *args, Py_ssize_t count) {
 
 /* What the others here need, at the import; 0, or -1. */
 int prepare_framing(void) {
-    make_crc_table();
-    zlib_crc32 = imported("ccserver.core.checksum", "crc32");
     packet_too_long = imported("ccserver.errors", "PacketTooLong");
-    return zlib_crc32 == NULL || packet_too_long == NULL ? -1 : 0;
+    return packet_too_long == NULL ? -1 : 0;
 }

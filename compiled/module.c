@@ -66,7 +66,7 @@ PyMODINIT_FUNC PyInit__native(void) {
     no_bytes = PyBytes_FromStringAndSize(NULL, 0);
     no_list = PyList_New(0);
     PyObject *module = no_bytes == NULL || no_list == NULL ? NULL : PyModule_Create(&definition);
-    if (module != NULL && (prepare_framing() < 0 || prepare_threads(module) < 0
+    if (module != NULL && (prepare_checksum(module) < 0 || prepare_framing() < 0 || prepare_threads(module) < 0
                            || prepare_turn() < 0))
         Py_CLEAR(module);
     return module;

@@ -139,7 +139,7 @@ class CheckTests(Case):
 
     def test_above_them_stands_what_serves(self):
         self.patch(checking, "native", sys)
-        self.patch(checking.checksum, "NAME", "isal")
+        self.patch(checking, "CHECKSUM", "isal")
         lines = self.output("check", self.write("")).splitlines()
         self.assertEqual(lines[:4], ["; compiled part: yes", "; checksum: isal", "", "[Socket]"])
 

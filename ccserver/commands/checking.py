@@ -15,7 +15,7 @@ from ccserver import config
 from ccserver.certificates import Certificates
 from ccserver.config import Config
 from ccserver.config.affinity import quoted
-from ccserver.core import checksum
+from ccserver.core.framing import CHECKSUM
 from ccserver.errors import ConfigError, StartError, UnknownOwner
 from ccserver.loading import missing_module
 from ccserver.native import native
@@ -48,7 +48,7 @@ def check(file: str, rundir: str | None) -> None:
     if errors:
         raise SystemExit(1)
     sections = _sections(found)
-    click.echo(f"; compiled part: {_compiled()}\n; checksum: {checksum.NAME}\n")
+    click.echo(f"; compiled part: {_compiled()}\n; checksum: {CHECKSUM}\n")
     click.echo("\n\n".join(sections))
 
 

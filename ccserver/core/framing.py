@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ccserver.core import checksum
 from ccserver.core.checksum import crc32
 from ccserver.errors import BadChecksum, BadLength, PacketTooLong, ProtocolError, Truncated
 from ccserver.native import native
@@ -16,6 +17,9 @@ HEADER = struct.Struct(">HHI")
 HEADER_LENGTH = HEADER.size
 LENGTH_LIMIT = 0xFFFF
 """The longest packet that pkgLen, 16 bits wide, can name."""
+
+CHECKSUM = "pclmul" if native is not None and native.carryless else checksum.NAME
+"""Who computes the CRC-32 of long bodies: C{pclmul} is the compiled part with that instruction."""
 
 Packet = tuple[int, bytes]
 """Message code and body. A plain tuple, the cheapest, for one is made per packet."""

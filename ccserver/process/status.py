@@ -12,7 +12,7 @@ from math import floor
 from typing import Any
 
 from ccserver.config import Address, Config
-from ccserver.core import checksum
+from ccserver.core.framing import CHECKSUM
 from ccserver.native import native
 from ccserver.process.fleet import Fleet
 from ccserver.process.places import Place
@@ -42,7 +42,7 @@ def server_status(
         "pid": os.getpid(),
         "config": config.path,
         "compiled": native is not None,
-        "checksum": checksum.NAME,
+        "checksum": CHECKSUM,
         "listening": [str(address) for address in addresses],
         "certificates": _certificates(config, figures, clock()),
     }

@@ -12,7 +12,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Config
-from ccserver.core import checksum
+from ccserver.core.framing import CHECKSUM
 from ccserver.errors import OperationFailed, StartError
 from ccserver.net.port import DirectPort
 from ccserver.process import service
@@ -191,7 +191,7 @@ class OperationTests(SingleCase):
         self.assertEqual((row["slot"], row["pid"], row["state"]), (0, os.getpid(), "ready"))
         self.assertEqual((row["connections"], row["age"], row["restarts"]), (0, 3.0, 0))
         self.assertIsInstance(status["compiled"], bool)
-        self.assertEqual((status["checksum"], status["certificates"]), (checksum.NAME, []))
+        self.assertEqual((status["checksum"], status["certificates"]), (CHECKSUM, []))
 
     def test_its_certificates_are_its_own_and_not_its_worker_s(self):
         single = self.serving()

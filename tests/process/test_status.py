@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ccserver.config import Config
-from ccserver.core import checksum
+from ccserver.core.framing import CHECKSUM
 from ccserver.errors import OperationFailed
 from ccserver.process.selection import ConnectionFilter
 from ccserver.process.status import server_status
@@ -36,7 +36,7 @@ class StatusTests(AdministrationCase):
         self.assertEqual((status["handed_over"], status["left"]), (0, {}))
         self.assertEqual((status["refused"], status["closed"]), ({}, {}))
         self.assertIsInstance(status["compiled"], bool)
-        self.assertEqual(status["checksum"], checksum.NAME)
+        self.assertEqual(status["checksum"], CHECKSUM)
         self.assertEqual(status["certificates"], [])
         self.assertIsInstance(status["version"], str)
         self.assertEqual(len(status["workers"]), 2)
