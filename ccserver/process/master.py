@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
-from twisted.internet.task import LoopingCall
 
 from ccserver.config import Config
 from ccserver.errors import OperationFailed, StartError
@@ -21,6 +20,7 @@ from ccserver.process.fleet import Fleet
 from ccserver.process.host import Host
 from ccserver.process.logs import LineObserver, ProcessLogger
 from ccserver.process.orphans import Orphans, adopts_orphans
+from ccserver.process.pulse import Pulse
 from ccserver.process.service import ServerService
 from ccserver.process.succession import Succession
 from ccserver.process.upgrade import Predecessor
@@ -81,8 +81,7 @@ class Master(ServerService):
         self._control = ControlSocket(reactor, config.control.path, self._administration)
         self._upkeep = Upkeep(reactor, self._fleet, self._administration)
         self._orphans = Orphans(reactor)
-        self._dog = LoopingCall(host.systemd.watchdog)
-        self._dog.clock = reactor
+        self._dog = Pulse(reactor, "watchdog of systemd", host.systemd.watchdog)
         self._told: Deferred[Any] = succeed(None)  # the predecessor, why we cannot
         self._was_ready = False
         self._is_master = predecessor is None
@@ -162,7 +161,7 @@ class Master(ServerService):
         self._upkeep.start()
         interval = self._host.systemd.watchdog_interval
         if interval is not None:
-            self._dog.start(interval)
+            self._dog.start(interval, now=True)
         if self._predecessor is None:
             self._fleet.start()
         else:
@@ -238,8 +237,7 @@ class Master(ServerService):
         return gone.addBoth(lambda result: self._closed())
 
     def _closed(self) -> Deferred[None]:
-        if self._dog.running:
-            self._dog.stop()
+        self._dog.stop()
         return self._control.close()
 
     def _hasten(self) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.process import reapProcessHandlers
-from twisted.internet.task import LoopingCall
+
+from ccserver.process.pulse import Pulse
 
 INTERVAL = 1.0
 """Seconds between two looks at which of them have ended."""
@@ -40,17 +41,15 @@ class Orphans:
     def __init__(self, reactor: Any, is_ours: Callable[[int], bool] = spawned_here) -> None:
         """@param is_ours: whether somebody here waits for the process himself."""
         self._is_ours = is_ours
-        self._look = LoopingCall(self.reap)
-        self._look.clock = reactor
+        self._look = Pulse(reactor, "orphans", self.reap)
 
     def start(self) -> None:
         """Look from now on."""
-        self._look.start(INTERVAL, now=False)
+        self._look.start(INTERVAL)
 
     def stop(self) -> None:
         """Look no more."""
-        if self._look.running:
-            self._look.stop()
+        self._look.stop()
 
     def reap(self) -> None:
         """Take note of all orphans that have ended by now."""

@@ -34,12 +34,16 @@ class Pulse:
         """Whether it has been started, and not stopped since."""
         return self._call is not None
 
-    def start(self, interval: float) -> None:
-        """Call them every C{interval} seconds from now on, for the first time after one."""
+    def start(self, interval: float, now: bool = False) -> None:
+        """Call them every C{interval} seconds.
+
+        @param now: for the first time in the next turn; else after an interval.
+        """
         self.stop()
         self.interval = interval
-        self._due = self._clock.seconds() + interval
-        self._call = self._clock.callLater(interval, self._step, 0)
+        wait = 0.0 if now else interval
+        self._due = self._clock.seconds() + wait
+        self._call = self._clock.callLater(wait, self._step, 0)
 
     def stop(self) -> None:
         """Call them no more."""

@@ -7,7 +7,6 @@ import signal
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.task import LoopingCall
 
 from ccserver.config import Config
 from ccserver.errors import CcserverError, OperationFailed
@@ -16,6 +15,7 @@ from ccserver.process.control import ControlSocket
 from ccserver.process.host import Host
 from ccserver.process.logs import LEVELS, LineObserver, ProcessLogger
 from ccserver.process.operations import Progress
+from ccserver.process.pulse import Pulse
 from ccserver.process.selection import ConnectionFilter, selected
 from ccserver.process.service import ServerService
 from ccserver.process.serving import Server
@@ -41,8 +41,7 @@ class SingleProcess(ServerService):
         ServerService.__init__(self, reactor, config, observer, host)
         self._control = ControlSocket(reactor, config.control.path, self)
         self._started = 0.0
-        self._dog = LoopingCall(host.systemd.watchdog)
-        self._dog.clock = reactor
+        self._dog = Pulse(reactor, "watchdog of systemd", host.systemd.watchdog)
 
     def privilegedStartService(self) -> None:
         """Open the log, the ports and the control socket, which may need root's rights.
@@ -128,7 +127,7 @@ class SingleProcess(ServerService):
         self._started = self._reactor.seconds()
         interval = self._host.systemd.watchdog_interval
         if interval is not None:
-            self._dog.start(interval)
+            self._dog.start(interval, now=True)
         Deferred.fromCoroutine(self._serve()).addErrback(
             lambda failure: self.fail(EXIT_START, failure.getErrorMessage())
         )
@@ -159,8 +158,7 @@ class SingleProcess(ServerService):
         return self._stop(graceful).addBoth(lambda result: self._closed())
 
     def _closed(self) -> Deferred[None]:
-        if self._dog.running:
-            self._dog.stop()
+        self._dog.stop()
         return self._control.close()
 
     def _hasten(self) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import LoopingCall
 
 from ccserver.process import link
 from ccserver.process.channels import Target, hand_over
 from ccserver.process.logs import ProcessLogger
 from ccserver.process.operations import Progress
+from ccserver.process.pulse import Pulse
 from ccserver.process.workers import Handed, WorkerOfMaster
 
 PROGRESS_INTERVAL = 0.5
@@ -72,8 +72,7 @@ class Transfers:
             left = sum(source.connections for source in sources if not source.gone.over)
             progress(f"handing over: {left} connections left")
 
-        telling = LoopingCall(tell)
-        telling.clock = self._reactor
+        telling = Pulse(self._reactor, "progress", tell)
         telling.start(PROGRESS_INTERVAL, now=True)
         try:
             handed = await gatherResults(

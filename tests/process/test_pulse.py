@@ -105,6 +105,14 @@ class PulseTests(PulseCase):
             self.assertEqual(self.taken(), [])
             self.assertEqual(len(self.clock.getDelayedCalls()), left)
 
+    def test_it_may_begin_in_the_next_turn(self):
+        self.pulse("a").start(2.0, now=True)
+        self.assertEqual(self.taken(), [])
+        self.clock.advance(0)
+        self.assertEqual(self.taken(), [("a", 0.0)])
+        self.clock.pump([1.0] * 4)
+        self.assertEqual(self.taken(), [("a", 2.0), ("a", 4.0)])
+
     def test_started_anew_it_has_the_new_interval(self):
         pulse = self.pulse("a")
         pulse.start(10.0)
