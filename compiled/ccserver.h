@@ -12,7 +12,7 @@
  * module.c       what Python can call
  *
  * All is called with the interpreter lock, and gives it up for sleep alone: recv and send do not block,
- * and giving it up for them costs more than they take. a CRC-32 in Python may, for long bodies: what
+ * and giving it up for them costs more than they take. A CRC-32 in Python may, for long bodies: what
  * another thread could change meanwhile, as the longest packet, is read before the first one. */
 #ifndef CCSERVER_H
 #define CCSERVER_H

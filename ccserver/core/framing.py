@@ -18,7 +18,7 @@ HEADER_LENGTH = HEADER.size
 LENGTH_LIMIT = 0xFFFF
 """The longest packet that pkgLen, 16 bits wide, can name."""
 
-CHECKSUM = "pclmul" if native is not None and native.carryless else checksum.NAME
+CHECKSUM = "pclmul" if getattr(native, "carryless", False) else checksum.NAME
 """Who computes the CRC-32 of long bodies: C{pclmul} is the compiled part with that instruction."""
 
 Packet = tuple[int, bytes]

@@ -18,8 +18,8 @@ class Watch(Generic[W]):
     """Who beats, and since when somebody has not.
 
     Silence is the time in which a beat could have been heard. Time in which nobody checked,
-    because we were stopped or blocked ourselves, is nobody's silence: his beats lie unread. Nor is
-    it silence when somebody sets the clock.
+    because we were stopped or blocked ourselves, is nobody's silence: what stopped us may have
+    stopped him. Nor is it silence when somebody sets the clock.
 
     @ivar timeout: seconds of silence, above which somebody is overdue; 0: never.
     """
@@ -44,9 +44,14 @@ class Watch(Generic[W]):
         self._heard[worker] = now - self._missed
 
     def beat(self, worker: W, then: float) -> None:
-        """C{worker} was alive C{then}, after the last check; nothing if nobody watches over him."""
+        """C{worker} was alive C{then}; nothing if nobody watches over him.
+
+        To be called when that is new, so it was since the last check, and of the time since then
+        an interval counts at most, as for the check to come.
+        """
         if worker in self._heard:
-            self.add(worker, then)
+            last = then if self._checked is None else self._checked
+            self.add(worker, min(max(then, last), last + self.interval))
 
     def remove(self, worker: W) -> None:
         """Do not watch over C{worker} any more."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from struct import Struct
 from time import monotonic
 from typing import Any
@@ -76,7 +77,8 @@ class Board:
             _, length, checksum = HEAD.unpack(head)
             text = self._pread(length, HEAD.size)
             if crc32(text) == checksum:
-                self._read, self._figures = head, json.loads(text)
+                with suppress(ValueError):  # no board has written it
+                    self._read, self._figures = head, json.loads(text)
         return self._figures
 
     def _pread(self, length: int, place: int) -> bytes:

@@ -51,7 +51,7 @@ class Owner(Protocol):
         """A worker serves; C{first}: it is the first of its slot."""
 
     def worker_room(self, process: WorkerOfMaster) -> None:
-        """A worker has given a sign of life."""
+        """A worker has said whether it may have more connections."""
 
     def worker_leaves(self, process: WorkerOfMaster) -> bool:
         """A signal asks a worker to stop; whether another takes its place first."""

@@ -101,7 +101,7 @@ class Failed(amp.Command):
 class Room(amp.Command):
     """Worker to master: it has as many connections as it may, or has room again.
 
-    Said first when it begins to serve. All else of how it is stands on its L{Board}.
+    Said first when it can serve. All else of how it is stands on its L{Board}.
     """
 
     arguments: ClassVar = [(b"full", amp.Boolean())]

@@ -9,13 +9,16 @@ from twisted.internet.interfaces import IDelayedCall
 
 from ccserver.process.logs import ProcessLogger
 
+LATE = 0.125
+"""The part of an interval from which on turns are so long that it does not count how many."""
+
 
 class Pulse:
     """Calls functions, one in a turn of the reactor, once in each interval.
 
     What is ready between two of them is served: each finds the caches cold, and together they
-    would hold everything else up for as long. One that raises is logged, and called again. An
-    interval that was missed is not made up for.
+    would hold everything else up for as long. Where turns are long all are called in one. One that
+    raises is logged, and called again. An interval that was missed is not made up for.
     """
 
     log = ProcessLogger()
@@ -53,19 +56,19 @@ class Pulse:
 
     def _step(self, number: int) -> None:
         begun = self._call
-        try:
-            self._steps[number]()
-        except Exception:  # one fault ends nothing
-            self.log.failure(self._what)
-        if self._call is not begun:
-            return  # stopped, or started anew
-        number += 1
-        if number < len(self._steps):
-            wait = 0.0
-        else:
-            number = 0
+        for step in self._steps[number:]:
+            try:
+                step()
+            except Exception:  # one fault ends nothing
+                self.log.failure(self._what)
+            if self._call is not begun:
+                return  # stopped, or started anew
+            number += 1
             now = self._clock.seconds()
-            missed = int(max(0.0, now - self._due) / self.interval)
-            self._due = min(self._due + (1 + missed) * self.interval, now + self.interval)
-            wait = self._due - now
-        self._call = self._clock.callLater(wait, self._step, number)
+            if number < len(self._steps) and now - self._due < LATE * self.interval:
+                self._call = self._clock.callLater(0, self._step, number)
+                return
+        missed = int(max(0.0, now - self._due) / self.interval)
+        self._due = min(self._due + (1 + missed) * self.interval, now + self.interval)
+        # sums of fractions are not exact
+        self._call = self._clock.callLater(max(0.0, self._due - now), self._step, 0)

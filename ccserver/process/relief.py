@@ -20,7 +20,7 @@ class Relief:
         self._told: dict[WorkerOfMaster, bool] = {}
 
     def look(self) -> None:
-        """A worker has said how it is; maybe others have not."""
+        """Somebody is full, or silent, or has begun to serve; or is so no more."""
         silent = {each for each in self._fleet.serving if each.silent}
         workers = [each for each in self._fleet.serving if each in silent or each.full is not None]
         new = len(self._fleet.places) - len(workers)  # who has said nothing yet has room

@@ -75,6 +75,7 @@ class Upkeep:
             )
             watch.add(process, self._reactor.seconds())
             self._set_pace()
+        self._relief.look()
 
     def relieve(self) -> None:
         """A worker has become full, or has room again: let others accept for it, or not."""

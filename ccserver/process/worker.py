@@ -183,6 +183,7 @@ class WorkerProcess:
         self._reactor.adoptStreamConnection(LINK_FD, socket.AF_UNIX, factory)
         _Watch(LINK_FD, self._noticed).start()
         os.close(LINK_FD)
+        os.set_inheritable(BOARD_FD, False)
         for number in SIGNALS:
             signal.signal(number, self._signalled)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -196,7 +197,6 @@ class WorkerProcess:
         """Accept connections."""
         if self._server is not None and not self._stopping:
             self._server.serve()
-            self._beat()
 
     def stay(self) -> None:
         """Serve on, though a signal has asked to stop; the next one asks again."""
@@ -330,10 +330,10 @@ class WorkerProcess:
             self._reactor.stop()
 
     def _sockets(self, addresses: tuple[Address, ...]) -> list[tuple[Address, socket.socket]]:
-        return [
-            (address, socket.socket(fileno=SOCKETS_FD + place))
-            for place, address in enumerate(addresses)
-        ]
+        sockets = [socket.socket(fileno=SOCKETS_FD + place) for place in range(len(addresses))]
+        for listening in sockets:
+            listening.set_inheritable(False)  # what the application starts gets none
+        return list(zip(addresses, sockets, strict=True))
 
     def _signalled(self, number: int, frame: object) -> None:
         self._reactor.callFromThread(self._leave, signal.Signals(number).name)
@@ -378,12 +378,14 @@ class WorkerProcess:
             self._figures = self._server.figures()
 
     def _show(self) -> None:
-        self._board.write(self._figures)
+        try:
+            self._board.write(self._figures)
+        except OSError as error:  # no memory: raised, it would be the end of the link
+            self.log.error("the master cannot see how this worker is: {error}", error=error)
         full = None if self._server is None else self._server.full
         if full is not self._full:
             self._full = full
-            with suppress(ConnectionLost):  # we shall notice
-                self._link.callRemote(link.Room, full=full)
+            self._link.callRemote(link.Room, full=full)
 
     def _beat_soon(self) -> None:
         """Tell the master, which should know at once, but at most every L{HASTE} seconds."""

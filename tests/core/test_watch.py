@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ccserver.core.watch import Watch
+from ccserver.core.watch import BEATS, Watch
 
 
 class WatchTests(SynchronousTestCase):
@@ -112,3 +112,33 @@ class WatchTests(SynchronousTestCase):
             now += watch.interval * (1.0 + delay)
             self.assertEqual(watch.overdue(now), [], "the check comes before the beat is read")
             watch.beat("a", now)
+
+    @given(
+        st.floats(0.5, 100.0),
+        st.lists(
+            st.tuples(st.one_of(st.just(0.0), st.floats(0.0, 500.0)), st.floats(0.0, 1.0)),
+            max_size=30,
+        ),
+        st.sampled_from([0.0, 86400.0, -86400.0]),
+    )
+    @settings(deadline=None, max_examples=100)
+    def test_a_beat_of_the_last_interval_counts_and_no_more_than_that(self, timeout, checks, jump):
+        """Beats are seen at the check, each of some part of an interval ago."""
+        watch: Watch[str] = Watch(timeout)
+        now = 0.0
+        watch.add("a", now)
+        for delay, part in checks:
+            now += watch.interval * (1.0 + delay)
+            watch.beat("a", now - part * watch.interval)
+            self.assertEqual(watch.overdue(now), [])
+        now += jump
+        for _ in range(BEATS + 1):
+            now += watch.interval
+            watch.overdue(now)
+        if timeout > BEATS * watch.interval:  # there are more beats in it
+            now += timeout
+            watch.overdue(now)
+            for _ in range(int(timeout / watch.interval) + 2):
+                now += watch.interval
+                watch.overdue(now)
+        self.assertEqual([worker for worker, _ in watch.overdue(now)], ["a"])

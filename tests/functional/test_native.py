@@ -77,18 +77,15 @@ class PortableTests(SynchronousTestCase):
     if native is None or compiler is None:
         skip = "the compiled part has not been built, or there is no compiler"
 
-    def setUp(self) -> None:
+    def test_it_does_the_same(self):
         path = str(Path(folder(self)) / "portable.so")
         include = f"-I{sysconfig.get_path('include')}"
         options = ["-shared", "-fPIC", "-O1", "-DPORTABLE", include, "-o", path]
         sources = sorted(map(str, (ROOT / "compiled").glob("*.c")))
         subprocess.run([self.compiler, *options, *sources], check=True, timeout=60)
         self.load = LOAD.format(path=path)
-
-    def test_it_computes_the_same_checksums(self):
         self.assertEqual(self.printed(CHECKSUMS), "False []")
-
-    def test_a_cut_that_fails_leaves_no_packets_behind(self):
+        # a cut that fails leaves no packets behind
         self.assertEqual(self.printed(FAILING_CHECKSUM), "['from before']")
 
     def printed(self, program: str) -> str:

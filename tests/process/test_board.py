@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from zlib import crc32
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,6 +83,21 @@ class BoardTests(BoardCase):
         os.pwrite(self.mine.fileno(), b"\0" * (HEAD.size - 1), 0)
         self.assertIsNone(self.masters.written)
         self.assertEqual(self.masters.figures, {})
+
+    def test_what_no_board_has_written_is_not_believed(self):
+        self.mine.write({"packets": 1})
+        self.assertEqual(self.masters.figures, {"packets": 1})
+        for text in (b"", b"{"):
+            head = HEAD.pack(0.0, len(text), crc32(text))
+            os.pwrite(self.mine.fileno(), head + text, 0)
+            self.assertEqual(self.masters.figures, {"packets": 1})
+        self.masters.close()
+        self.assertEqual(self.masters.figures, {"packets": 1})
+
+    def test_it_is_never_from_the_time_to_come(self):
+        self.mine.write({})
+        self.now -= 3
+        self.assertEqual(self.masters.age, 0.0)
 
     def test_closed_it_tells_what_stood_on_it(self):
         self.mine.write({"packets": 1})

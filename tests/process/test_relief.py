@@ -135,6 +135,7 @@ class SilenceTests(ReliefCase):
         self.silenced(2.5)
         self.said_to(1)
         self.beat(False, False)
+        self.turn(1)
         self.assertEqual(self.said_to(1), [("return", 0), ("wait", True)])
 
     def test_it_is_no_help_for_who_is_full(self):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from ccserver.process import board
 from ccserver.process.stacks import STACKS_SIGNAL
 from ccserver.process.upkeep import GROUP_GRACE, RETRY, Upkeep
 from ccserver.process.worker import EXIT_APP
@@ -102,6 +103,61 @@ class BlockedTests(UpkeepCase):
         self.reactor.advance(1000)  # the whole machine stood still, say
         self.live(3)
         self.assertEqual([each.process.killed for each in workers], [[], []])
+
+    def test_all_were_stopped_and_beat_a_check_later_than_the_master_looks(self):
+        workers = self.tended(2, "WorkerTimeout = 4\n")
+        self.live(3)
+        self.reactor.advance(1000)
+        self.turn(2)
+        self.live(3)
+        self.assertEqual([each.process.killed for each in workers], [[], []])
+
+    def noticed(self, worker: FakeWorkerProcess) -> float:
+        """Seconds until it is found to be blocked; the others are not."""
+        start = self.reactor.seconds()
+        while STACKS_SIGNAL not in worker.process.killed:
+            self.assertLess(self.reactor.seconds(), start + 60)
+            self.live(1)
+        others = [each for each in self.workers() if each is not worker]
+        self.assertFalse(any(each.process.killed for each in others))
+        return self.reactor.seconds() - start
+
+    def test_who_is_blocked_when_the_master_wakes_up_gets_no_more_time_than_others(self):
+        first, second = self.tended(2, "WorkerTimeout = 4\n")
+        self.live(3)
+        self.reactor.rightNow += 999.8  # they go on meanwhile
+        for each in (first, second):
+            each.board.write({})
+        self.silent.add(first)
+        self.assertLess(self.noticed(first), 7)
+
+    def test_nor_does_he_where_the_clock_was_set(self):
+        for hours in (1, -1):
+            with self.subTest(hours=hours):
+                first, second = self.tended(2, "WorkerTimeout = 4\n")
+                self.live(3)
+                for each in (first, second):
+                    each.beat()
+                self.silent.add(first)
+                jump = 3600 * hours
+                self.patch(board, "monotonic", lambda by=jump: self.reactor.seconds() - by)
+                self.reactor.rightNow += jump
+                for call in self.reactor.calls:
+                    call.time += jump
+                self.assertLess(self.noticed(first), 7)
+                self.doCleanups()
+                self.setUp()
+
+    def test_who_leaves_and_beats_is_left_alone(self):
+        first, _ = self.tended(2, "WorkerTimeout = 4\n")
+        self.write(2, "WorkerTimeout = 4\n")
+        first.end.connections = 3
+        first.end.holding.add("give")
+        self.begin(self.administration._reload(lambda text: None))
+        for each in self.workers(since=2):
+            each.ready()
+        self.live(30)
+        self.assertEqual(first.process.killed, [])
 
     def test_a_replacement_is_watched_too(self):
         first, _ = self.tended(2, "WorkerTimeout = 4\n")

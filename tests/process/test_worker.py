@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.trial.unittest import SynchronousTestCase
 
 from ccserver.config import Config
@@ -179,6 +181,8 @@ class WorkerProcessCase(SynchronousTestCase):
         self.board = Board.made()
         self.addCleanup(self.board.close)
         self.patch(worker, "BOARD_FD", self.board.fileno())
+        for descriptor in (worker.BOARD_FD, worker.SOCKETS_FD):
+            os.set_inheritable(descriptor, True)  # as what a process was started with
         text = f"Listen = 127.0.0.1:{self.port}\nApp = {name}:app\n"
         text += f"ProcMsgRecvWorkThreadCount = 1\nShutdownTimeout = 2\n{more}"
         self.observer = LineObserver(os.path.join(self.folder, "error.log"), 8, False)
@@ -391,6 +395,32 @@ class RoomTests(WorkerProcessCase):
         self.talk()
         self.assertLessEqual(len(self.master.rooms), 6)
         self.assertIs(self.master.rooms[-1], True)
+
+    def test_a_board_that_cannot_be_written_is_no_reason_to_stop(self):
+        process = self.serving()
+
+        def fail(figures: Any) -> None:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+        self.patch(process._board, "write", fail)
+        self.full(process, True)
+        self.reactor.pump([0.5] * 4)
+        self.talk()
+        self.assertEqual((self.master.rooms, self.reactor.stops), ([False, True], 0))
+
+    def test_without_a_master_it_says_nothing(self):
+        process = self.serving()
+        self.link.lose(ConnectionDone())
+        process._server.room.full = True
+        process._beat()
+        self.assertEqual(self.master.rooms, [False])
+
+    def test_what_it_starts_has_neither_its_board_nor_its_sockets(self):
+        self.serving()
+        ports = [each.socket for each in self.reactor.readers if isinstance(each, DirectPort)]
+        self.assertTrue(ports)
+        for descriptor in (self.board.fileno(), *(each.fileno() for each in ports)):
+            self.assertFalse(os.get_inheritable(descriptor))
 
     def test_what_else_lets_it_accept_nobody_is_said_with_its_next_beat(self):
         process = self.serving()

@@ -139,6 +139,7 @@ class FakeWorkerProcess:
         self.adopted = adopted
         self.masters = adopted.transport
         self.end = WorkerEnd()
+        self.full: bool | None = None  # as it has said
         self.transport = FakeTransport()
         self.transport.protocol = self.end
         self.end.makeConnection(self.transport)
@@ -184,8 +185,11 @@ class FakeWorkerProcess:
         if "connections" in figures:
             self.end.connections = figures["connections"]
         self.board.write(figures)
-        if "full" in figures:
-            self.end.callRemote(link.Room, full=figures["full"])
+        full = figures.get("full")
+        if full is not self.full:
+            self.full = full
+            if full is not None:
+                self.end.callRemote(link.Room, full=full)
         self.talk()
 
     def leave(self) -> bool:
