@@ -151,6 +151,37 @@ static Py_ssize_t begin(PyObject *decoder) {
     return pieces == NULL ? -1 : have;
 }
 
+/* Whether the packets that end in the buffer's last n bytes are long; at: where the next one begins. */
+static int are_long(Py_ssize_t *at, Py_ssize_t end, Py_ssize_t n, Py_ssize_t longest) {
+    for (Py_ssize_t count = 0, length; end - *at >= HEADER; *at += length) {
+        const unsigned char *p = (const unsigned char *)buffer + *at;
+        length = (Py_ssize_t)p[0] << 8 | p[1];
+        if (length < HEADER || length > longest)
+            return 0;
+        if (length > end - *at)
+            break;
+        if (n <= LONG * ++count)
+            return 0;
+    }
+    return 1;
+}
+
+/* Receive so many bytes at most behind those that the buffer has, and go on behind a chunk only where
+ * its packets are long; as recv(2). */
+static ssize_t fill(int fd, Py_ssize_t have, Py_ssize_t most, Py_ssize_t longest) {
+    ssize_t n, total = 0;
+    Py_ssize_t at = 0;
+    do {
+        do {
+            n = recv(fd, buffer + have + total, (size_t)Py_MIN(most - total, CHUNK), MSG_DONTWAIT);
+        } while (n < 0 && errno == EINTR);
+        if (n <= 0)
+            return total ? total : n; /* the end is there the next time, too */
+        total += n;
+    } while (n == CHUNK && total < most && are_long(&at, have + total, n, longest));
+    return total;
+}
+
 /* Feed the decoder what can be received, so many bytes at most: the packets, None at the end of the
  * stream, or NULL. */
 PyObject *receive(int fd, PyObject *decoder, Py_ssize_t most) {
@@ -158,10 +189,7 @@ PyObject *receive(int fd, PyObject *decoder, Py_ssize_t most) {
     Py_ssize_t wanted = number(&decoder_need, decoder);
     if (PyErr_Occurred())
         return NULL;
-    ssize_t n;
-    do {
-        n = recv(fd, buffer + have, (size_t)most, MSG_DONTWAIT);
-    } while (n < 0 && errno == EINTR);
+    ssize_t n = fill(fd, have, most, longest);
     if (n <= 0)
         return n < 0 ? PyErr_SetFromErrno(PyExc_OSError) : Py_NewRef(Py_None);
     Py_ssize_t size = have + n;

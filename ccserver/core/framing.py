@@ -202,6 +202,26 @@ class FrameDecoder:
             self.long = self.fed > LONG * (self.packets - before)
         return packets
 
+    def behind_long(self, stream: bytes | bytearray, start: int, part: int) -> int | None:
+        """Where the next packet of C{stream} begins behind those that end in its last bytes.
+
+        @param start: where the first one does that did not end before.
+        @param part: how many the last bytes are.
+        @return: None if those are not long, or one of them has a bad length.
+        """
+        count, size, longest = 0, len(stream), self._max_length
+        while size - start >= HEADER_LENGTH:
+            length = stream[start] << 8 | stream[start + 1]
+            if not HEADER_LENGTH <= length <= longest:
+                return None
+            if length > size - start:
+                break
+            start += length
+            count += 1
+            if part <= LONG * count:
+                return None
+        return start
+
     def end(self) -> Truncated | None:
         """The stream is over: the refusal of an incomplete packet, if there is one."""
         if self._chunks is None:

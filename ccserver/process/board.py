@@ -18,6 +18,9 @@ HEAD = Struct("=dII")
 """What stands before the figures: when they were written (C{CLOCK_MONOTONIC}, which is the same in
 all processes), their length, and their CRC-32, for they may be read while others are written."""
 
+LONGEST = 1 << 24
+"""Bytes of figures that are read, whatever stands in the head."""
+
 
 class Board:
     """One worker's figures, as JSON in the file C{fd}, which belongs to this object.
@@ -75,7 +78,7 @@ class Board:
         head = self._pread(HEAD.size, 0)
         if len(head) == HEAD.size and head != self._read:
             _, length, checksum = HEAD.unpack(head)
-            text = self._pread(length, HEAD.size)
+            text = self._pread(min(length, LONGEST), HEAD.size)
             if crc32(text) == checksum:
                 with suppress(ValueError):  # no board has written it
                     self._read, self._figures = head, json.loads(text)

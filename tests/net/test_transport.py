@@ -6,6 +6,7 @@ Twisted's on either.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -894,6 +895,55 @@ class CompiledTests(SynchronousTestCase):
                 )
                 seen.append((packets, refused, state, decoder.incomplete, decoder.fed))
             self.assertEqual(seen[0], seen[1])
+
+    def long_reads(self, way: int, stream: bytes) -> list[Any]:
+        """What each long read of C{stream} has seen, until there is nothing left."""
+        feed_from, _ = self.ways[way]
+        decoder, seen = FrameDecoder(29000), []
+        self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * direct.LONG_READ)
+        self.assertEqual(self.theirs.send(stream), len(stream))
+        while decoder.bytes < len(stream) and not decoder.closed:
+            packets = feed_from(self.ours, decoder, direct.LONG_READ)
+            refused = [(str(r.error), *r[1:]) for r in decoder.refused]
+            seen.append((decoder.fed, decoder.long, packets, refused, decoder.incomplete))
+        with contextlib.suppress(BlockingIOError):
+            self.ours.recv(1 << 20)
+        return seen
+
+    def test_a_long_read_goes_on_only_behind_long_packets(self):
+        size = direct.READ_SIZE
+        long, short = encode(1, bytes(8184)), encode(2)
+        for stream, expected in (
+            (long * 40, direct.LONG_READ),
+            (long * 8 + short * 20_000, 2 * size),
+            (long * 24 + short * 9000, 4 * size),
+            (short * 30_000, size),
+            (long * 7 + encode(3)[:-1] + b"x" + long * 28, direct.LONG_READ),
+            (long[:-1] + b"x" + encode(3)[:-1] + b"x" + long * 7 + short * 20_000, 2 * size),
+            (long * 8 + b"\xff" * size * 2, 2 * size),
+            (long * 9, 9 * len(long)),
+        ):
+            for way in (0, 1):
+                self.assertEqual(self.long_reads(way, stream)[0][0], expected)
+
+    @settings(deadline=None, max_examples=40)
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from([encode(1), encode(2, bytes(200)), encode(3, bytes(20_000))])
+                | st.sampled_from([encode(4, b"a")[:-1] + b"b", encode(5, bytes(9000))]),
+                st.integers(1, 65_536),
+            ),
+            min_size=1,
+            max_size=8,
+        ),
+        st.binary(max_size=20),
+    )
+    def test_any_long_reads_leave_both_decoders_alike(self, parts, end):
+        stream = b"".join(packet * (size // len(packet) + 1) for packet, size in parts)[:300_000]
+        one, other = (self.long_reads(way, stream + end) for way in (0, 1))
+        self.assertEqual(one, other)
+        self.assertLessEqual(max(len(packets) for _, _, packets, _, _ in one), 8192 + 3 * 256)
 
     def test_chunks_are_sent_as_one(self):
         for chunks in ([b"a"], [b"a", b"", b"bc"], [b"x"] * 3000, [b"a", bytes(70_000), b"b"], []):
