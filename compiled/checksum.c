@@ -33,7 +33,7 @@ static uint32_t divide(uint32_t c, const unsigned char *p, Py_ssize_t n) {
 #include <immintrin.h>
 #define CARRYLESS __attribute__((target("pclmul")))
 
-/* sixteen bytes, taken on over the distance that by stands for, and those that stand there */
+/* Sixteen bytes, taken on over the distance that by stands for, and those that stand there */
 CARRYLESS static inline __m128i fold(__m128i bytes, __m128i by, __m128i there) {
     __m128i low = _mm_clmulepi64_si128(bytes, by, 0x00), high = _mm_clmulepi64_si128(bytes, by, 0x11);
     return _mm_xor_si128(there, _mm_xor_si128(low, high));

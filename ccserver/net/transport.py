@@ -44,21 +44,21 @@ def feed_from_in_python(
 
 def _read_long(sock: socket.socket, decoder: FrameDecoder, size: int) -> bytes:
     """What there is, at most C{size} bytes, while its packets are long."""
-    data = sock.recv(READ_SIZE)
-    known = decoder.incomplete
-    stream, part = bytearray(known + data), len(data)
+    stream = bytearray(decoder.incomplete)
+    known = len(stream)
     start: int | None = 0
-    while part == READ_SIZE and len(stream) - len(known) < size:
-        start = decoder.behind_long(stream, start or 0, part)
-        if start is None:
-            break
+    while start is not None and len(stream) - known < size:
         try:
-            more = sock.recv(min(READ_SIZE, size - len(stream) + len(known)))
+            part = sock.recv(min(READ_SIZE, size - len(stream) + known))
         except OSError:
-            break  # told the next time, if the connection is broken
-        stream += more
-        part = len(more)
-    return bytes(memoryview(stream)[len(known) :])
+            if len(stream) == known:
+                raise
+            break  # the end is there the next time, too
+        stream += part
+        if len(part) < READ_SIZE:
+            break
+        start = decoder.behind_long(stream, start, len(part))
+    return bytes(memoryview(stream)[known:])
 
 
 def transmit_in_python(sock: socket.socket, chunks: list[bytes]) -> bytes:

@@ -21,8 +21,9 @@ class Relief:
 
     def look(self) -> None:
         """Somebody is full, or silent, or has begun to serve; or is so no more."""
-        silent = {each for each in self._fleet.serving if each.silent}
-        workers = [each for each in self._fleet.serving if each in silent or each.full is not None]
+        serving = self._fleet.serving
+        silent = {each for each in serving if each.silent}
+        workers = [each for each in serving if each in silent or each.full is not None]
         new = len(self._fleet.places) - len(workers)  # who has said nothing yet has room
         roomy = [each for each in workers if not (each in silent or each.full)]
         for each in workers:

@@ -148,14 +148,18 @@ class BlockedTests(UpkeepCase):
                 self.doCleanups()
                 self.setUp()
 
-    def test_who_leaves_and_beats_is_left_alone(self):
-        first, _ = self.tended(2, "WorkerTimeout = 4\n")
+    def leave_slowly(self, worker: FakeWorkerProcess) -> None:
+        """A reload, in which one of two workers does not come to an end with what it has."""
         self.write(2, "WorkerTimeout = 4\n")
-        first.end.connections = 3
-        first.end.holding.add("give")
+        worker.end.connections = 3
+        worker.end.holding.add("give")
         self.begin(self.administration._reload(lambda text: None))
         for each in self.workers(since=2):
             each.ready()
+
+    def test_who_leaves_and_beats_is_left_alone(self):
+        first, _ = self.tended(2, "WorkerTimeout = 4\n")
+        self.leave_slowly(first)
         self.live(30)
         self.assertEqual(first.process.killed, [])
 
@@ -196,12 +200,7 @@ class BlockedTests(UpkeepCase):
 
     def test_each_is_measured_by_what_it_was_started_with(self):
         first, _ = self.tended(2, "WorkerTimeout = 100\n")
-        self.write(2, "WorkerTimeout = 4\n")
-        first.end.connections = 3
-        first.end.holding.add("give")
-        self.begin(self.administration._reload(lambda text: None))
-        for each in self.workers(since=2):
-            each.ready()
+        self.leave_slowly(first)
         self.silent.add(first)
         self.live(20)
         self.assertEqual(first.process.killed, [])
