@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <sys/socket.h>
 
-static PyObject *packet_too_long;
+static PyObject *packet_too_long, *refusal;
 static _Thread_local char buffer[LONG_READ + LONGEST]; /* of what is received */
 
 static void put16(unsigned char *p, uint32_t v) {
@@ -15,9 +15,28 @@ static uint32_t get32(const unsigned char *p) {
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }
 
-/* Append the good packets of so many bytes to the list; where that stopped, or -1. */
+/* Append the refusal of a packet, whose header that is, for its checksum; 0, or -1. */
+static int refuse(PyObject *refused, const unsigned char *p, Py_ssize_t position) {
+    if (refusal == NULL && (refusal = imported("ccserver.core.framing", "Refusal")) == NULL)
+        return -1;
+    PyTypeObject *type = (PyTypeObject *)refusal;
+    PyObject *made = type->tp_alloc(type, 5); /* as PyTuple_New, of this class of tuples */
+    if (made == NULL)
+        return -1;
+    PyTuple_SET_ITEM(made, 0, PyLong_FromLong((long)p[2] << 8 | p[3]));
+    PyTuple_SET_ITEM(made, 1, PyLong_FromSsize_t(position));
+    PyTuple_SET_ITEM(made, 2, PyLong_FromLong((long)p[0] << 8 | p[1]));
+    PyTuple_SET_ITEM(made, 3, PyLong_FromUnsignedLong(get32(p + 4)));
+    PyTuple_SET_ITEM(made, 4, Py_NewRef(Py_None));
+    int failed = PyErr_Occurred() || PyList_Append(refused, made) < 0;
+    Py_DECREF(made);
+    return failed ? -1 : 0;
+}
+
+/* Append the good packets of so many bytes to the list, and those with a wrong checksum to refused, where
+ * that is not NULL; where it stopped, or -1. */
 static Py_ssize_t cut_bytes(const unsigned char *data, Py_ssize_t start, Py_ssize_t size,
-                            Py_ssize_t longest, PyObject *packets) {
+                            Py_ssize_t longest, PyObject *packets, PyObject *refused) {
     Py_ssize_t before = PyList_GET_SIZE(packets);
     while (size - start >= HEADER) {
         const unsigned char *p = data + start;
@@ -34,7 +53,12 @@ static Py_ssize_t cut_bytes(const unsigned char *data, Py_ssize_t start, Py_ssiz
         }
         if (crc != get32(p + 4)) {
             Py_DECREF(body);
-            break;
+            if (refused == NULL)
+                break;
+            if (refuse(refused, p, PyList_GET_SIZE(packets) + PyList_GET_SIZE(refused)) < 0)
+                goto failed;
+            start += length;
+            continue;
         }
         PyObject *code = PyLong_FromLong((long)p[2] << 8 | p[3]);
         PyObject *packet = code == NULL ? NULL : PyTuple_New(2);
@@ -58,11 +82,13 @@ failed: /* what was appended goes again, for the caller does not learn where it 
     return -1;
 }
 
-/* cut(data, start, max_length, packets) -> stop */
+/* cut(data, start, max_length, packets, refused) -> stop */
 PyObject *cut(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
-    if (count != 4 || !PyBytes_CheckExact(args[0]) || !PyList_CheckExact(args[3])) {
-        PyErr_SetString(PyExc_TypeError, "cut(data: bytes, start: int, max_length: int, packets: list)");
+    if (count != 5 || !PyBytes_CheckExact(args[0]) || !PyList_CheckExact(args[3])
+        || !(PyList_CheckExact(args[4]) || args[4] == Py_None)) {
+        PyErr_SetString(PyExc_TypeError, "cut(data: bytes, start: int, max_length: int, packets: list, "
+                                         "refused: list | None)");
         return NULL;
     }
     Py_ssize_t start = PyLong_AsSsize_t(args[1]), longest = PyLong_AsSsize_t(args[2]);
@@ -73,7 +99,7 @@ PyObject *cut(PyObject *module, PyObject *const *args, Py_ssize_t count) {
         return NULL;
     }
     start = cut_bytes((const unsigned char *)PyBytes_AS_STRING(args[0]), start,
-                      PyBytes_GET_SIZE(args[0]), longest, args[3]);
+                      PyBytes_GET_SIZE(args[0]), longest, args[3], args[4] == Py_None ? NULL : args[4]);
     return start < 0 ? NULL : PyLong_FromSsize_t(start);
 }
 
@@ -199,7 +225,7 @@ PyObject *receive(int fd, PyObject *decoder, Py_ssize_t most) {
     Py_ssize_t before = n < CHUNK ? 0 : number(&decoder_packets, decoder);
     if (packets == NULL || PyErr_Occurred() || (have && set(&decoder_chunks, decoder, Py_NewRef(Py_None)) < 0))
         goto failed;
-    Py_ssize_t start = cut_bytes((const unsigned char *)buffer, 0, size, longest, packets);
+    Py_ssize_t start = cut_bytes((const unsigned char *)buffer, 0, size, longest, packets, NULL);
     if (start < 0 || add(&decoder_bytes, decoder, n) < 0)
         goto failed;
     if (start < size) {

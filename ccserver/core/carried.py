@@ -126,6 +126,6 @@ def _is_bucket(value: object) -> bool:
 def _packets(value: Any) -> list[Packet]:
     """The packets of a stream, which ends with one."""
     packets: list[Packet] = []
-    if not isinstance(value, bytes) or cut(value, 0, LENGTH_LIMIT, packets) != len(value):
+    if not isinstance(value, bytes) or cut(value, 0, LENGTH_LIMIT, packets, None) != len(value):
         raise ValueError("no carried connection: pending is not one")
     return packets

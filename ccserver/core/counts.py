@@ -73,3 +73,8 @@ class LineLimit:
             return None
         self._lines[kind] = (second, written + 1, 0)
         return f" ({suppressed} more such lines suppressed)" if suppressed else ""
+
+    def suppress(self, kind: str, lines: int) -> None:
+        """So many C{lines} of C{kind} are not written either, behind one that was not admitted."""
+        second, written, suppressed = self._lines[kind]
+        self._lines[kind] = (second, written, suppressed + lines)

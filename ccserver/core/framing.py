@@ -47,16 +47,46 @@ def header_in_python(code: int, body: bytes) -> bytes:
         raise ValueError(f"{code} is no message code") from None
 
 
+class Refusal(NamedTuple):
+    """A packet that was not accepted.
+
+    @ivar code: its message code.
+    @ivar position: how many complete packets, good or refused, the same feed had before it.
+    @ivar length: its pkgLen.
+    @ivar checksum: the one that came with it.
+    @ivar fatal: why nothing behind it is decoded and the connection is to be closed; None: its
+        checksum is wrong, and it alone is dropped.
+    """
+
+    code: int
+    position: int
+    length: int
+    checksum: int
+    fatal: ProtocolError | None = None
+
+    @property
+    def error(self) -> ProtocolError:
+        """What is wrong with it."""
+        return self.fatal or bad_checksum(self.length, self.checksum)
+
+
+def bad_checksum(length: int, checksum: int) -> BadChecksum:
+    """What is wrong with a packet of C{length} bytes that has come with that C{checksum}."""
+    return BadChecksum(f"{checksum:#010x} for a body of {length - HEADER_LENGTH} bytes")
+
+
 def cut_in_python(
     data: bytes,
     start: int,
     max_length: int,
     packets: list[Packet],
+    refused: list[Refusal] | None,
     _unpack: Callable[..., tuple[Any, ...]] = HEADER.unpack_from,
     _crc32: Callable[[bytes], int] = crc32,
 ) -> int:
     """Append the good packets of C{data}, from C{start} on, to C{packets}.
 
+    @param refused: those with a wrong checksum are appended to it; None: it stops at the first.
     @return: where that stopped: at the end, or at a packet that is incomplete or not good.
     """
     push = packets.append
@@ -68,31 +98,20 @@ def cut_in_python(
         if not HEADER_LENGTH <= length <= max_length or end > size:
             break
         body = data[start + HEADER_LENGTH : end]
-        if _crc32(body) != checksum:
+        if _crc32(body) == checksum:
+            push((code, body))
+        elif refused is None:
             break
-        push((code, body))
+        else:
+            refused.append(Refusal(code, len(packets) + len(refused), length, checksum))
         start = end
     return start
 
 
 header: Callable[[int, bytes], bytes] = native.header if native else header_in_python
-cut: Callable[[bytes, int, int, list[Packet]], int] = native.cut if native else cut_in_python
-
-
-class Refusal(NamedTuple):
-    """A packet that was not accepted.
-
-    @ivar error: what is wrong with it.
-    @ivar code: its message code.
-    @ivar position: how many complete packets, good or refused, the same feed had before it.
-    @ivar fatal: nothing behind it is decoded, the connection is to be closed.
-    """
-
-    error: ProtocolError
-    code: int
-    position: int
-    fatal: bool
-
+cut: Callable[[bytes, int, int, list[Packet], list[Refusal] | None], int] = (
+    native.cut if native else cut_in_python
+)
 
 MOST_CHUNKS = 64
 """Chunks of an incomplete packet. Kept apart for ever, a packet of 29,000 bytes that comes in
@@ -168,10 +187,9 @@ class FrameDecoder:
         @raise ValueError: C{incomplete} has a complete packet.
         """
         longest = self._max_length
-        complete = cut(incomplete, 0, longest, [])
-        self._examine(incomplete, 0, longest, [])
-        if complete or any(isinstance(r.error, BadChecksum) for r in self.refused):
+        if cut(incomplete, 0, longest, [], []):
             raise ValueError("a complete packet is none that is incomplete")
+        self._examine(incomplete, 0, longest, [])
         self.bytes = bytes
         self.packets = packets + self.packets
 
@@ -194,7 +212,7 @@ class FrameDecoder:
         packets: list[Packet] = []
         before = self.packets
         longest = self._max_length  # a thread may change it meanwhile
-        start = cut(data, 0, longest, packets)
+        start = cut(data, 0, longest, packets, None)
         if start < size:
             self._examine(data, start, longest, packets, chunks is not None)
         self.packets += len(packets)
@@ -211,7 +229,7 @@ class FrameDecoder:
         """
         count, size, longest = 0, len(stream), self._max_length
         while size - start >= HEADER_LENGTH:
-            length = stream[start] << 8 | stream[start + 1]
+            length = _length(stream, start)
             if not HEADER_LENGTH <= length <= longest:
                 return None
             if length > size - start:
@@ -245,35 +263,40 @@ class FrameDecoder:
         @param longest: the L{limit} that it was cut with.
         @param goes_on: the first packet of C{data} had begun before.
         """
-        size = len(data)
-        while size - start >= HEADER_LENGTH:
+        refused: list[Refusal] = []
+        error = _fault(data, start, longest)
+        if error is not None and not (error.fatal or self._close_on_bad_checksum):
+            start = cut(data, start, longest, packets, refused)
+            error = _fault(data, start, longest)
+        if error is not None:
             length, code, checksum = HEADER.unpack_from(data, start)
-            if not HEADER_LENGTH <= length <= longest:
-                allowed = f"{HEADER_LENGTH} to {longest}"
-                self._refuse(BadLength(f"pkgLen {length}, allowed {allowed}"), code, packets)
-                return
-            if start + length > size:
-                break
-            wrong = f"{checksum:#010x} for a body of {length - HEADER_LENGTH} bytes"
-            self._refuse(BadChecksum(wrong), code, packets)
-            if self.closed:
-                return
-            start = cut(data, start + length, longest, packets)
-        if start < size:
+            refused.append(Refusal(code, len(packets) + len(refused), length, checksum, error))
+            self.stop()
+        elif start < len(data):
             self._chunks = [data[start:]]
-            self._have = size - start
-            self._need = length if self._have >= HEADER_LENGTH else HEADER_LENGTH
+            self._have = known = len(data) - start
+            self._need = HEADER_LENGTH if known < HEADER_LENGTH else _length(data, start)
             if start or not goes_on:
                 self.noted = True
+        if refused:
+            self.noted = True
+            self.packets += len(refused)
+            self.refused = [*self.refused, *refused]
 
-    def _refuse(self, error: ProtocolError, code: int, packets: list[Packet]) -> None:
-        fatal = error.fatal or self._close_on_bad_checksum
-        self.packets += 1
-        self.noted = True
-        refusal = Refusal(error, code, len(packets) + len(self.refused), fatal)
-        if isinstance(self.refused, list):
-            self.refused.append(refusal)
-        else:
-            self.refused = [refusal]
-        if fatal:
-            self.stop()
+
+def _length(data: bytes | bytearray, start: int) -> int:
+    """The pkgLen of the packet that begins at C{start}."""
+    return data[start] << 8 | data[start + 1]
+
+
+def _fault(data: bytes, start: int, longest: int) -> ProtocolError | None:
+    """What is wrong with the packet that cutting stopped at; None: it is incomplete."""
+    known = len(data) - start
+    if known < HEADER_LENGTH:
+        return None
+    length = _length(data, start)
+    if not HEADER_LENGTH <= length <= longest:
+        return BadLength(f"pkgLen {length}, allowed {HEADER_LENGTH} to {longest}")
+    if length > known:
+        return None
+    return bad_checksum(length, HEADER.unpack_from(data, start)[2])

@@ -315,5 +315,5 @@ def _whole(out: list[bytes]) -> tuple[bytes, int]:
     """The packets of C{out}, but for one that is not there in whole, and how many they are."""
     data = b"".join(out)
     packets: list[Packet] = []
-    stop = cut(data, 0, LENGTH_LIMIT, packets)
+    stop = cut(data, 0, LENGTH_LIMIT, packets, None)
     return data[:stop], len(packets)

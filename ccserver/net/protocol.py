@@ -14,9 +14,9 @@ from twisted.python.reflect import safe_str
 from zope.interface import implementer
 
 from ccserver.core.carried import Carried
-from ccserver.core.framing import Packet
+from ccserver.core.framing import Packet, Refusal
 from ccserver.core.session import CloseReason, Session
-from ccserver.errors import ProtocolError
+from ccserver.errors import BadChecksum, ProtocolError
 from ccserver.net.closing import Closing
 from ccserver.net.delay import Delay, exceed
 from ccserver.net.lane import NOTHING, Lane
@@ -343,22 +343,40 @@ class PacketProtocol(Protocol):
         connections.counts.refused[error.reason] += 1
         more = connections.admit_line(error.reason)
         if more is not None:
-            self.log.warn(
-                "refused {reason}, code {code}: {error}{more}",
-                reason=error.reason,
-                code=code,
-                error=safe_str(error),
-                more=more,
-                session=self.session,
-            )
+            self._log_refusal(error, code, more)
+
+    def _drop(self, refused: list[Refusal]) -> None:
+        """Count and log packets with a wrong checksum, of which a read may have thousands."""
+        connections, reason = self.factory.connections, BadChecksum.reason
+        connections.counts.refused[reason] += len(refused)
+        for place, refusal in enumerate(refused, 1):
+            more = connections.admit_line(reason)
+            if more is None:
+                connections.lines.suppress(reason, len(refused) - place)
+                break
+            self._log_refusal(refusal.error, refusal.code, more)
+
+    def _log_refusal(self, error: ProtocolError, code: int, more: str) -> None:
+        self.log.warn(
+            "refused {reason}, code {code}: {error}{more}",
+            reason=error.reason,
+            code=code,
+            error=safe_str(error),
+            more=more,
+            session=self.session,
+        )
 
     def _settle(self) -> None:
         """Act on what the session has found in the bytes."""
         self._decoder.noted = False
         if self._decoder.buffered:
             self.factory.connections.packet_begun(self)
-        for refusal in self.session.take_refused():
-            self.refuse(refusal.error, refusal.code)
+        refused = self.session.take_refused()
+        fatal = refused.pop() if refused and refused[-1].fatal else None
+        if refused:
+            self._drop(refused)
+        if fatal is not None:
+            self.refuse(fatal.error, fatal.code)
         if self.session.close_reason is not None:
             self.end_in_order()
 

@@ -32,6 +32,14 @@ class LineLimitTests(SynchronousTestCase):
         text = lines.admit("bad_crc", 1000.0)
         self.assertEqual(text, " (1 more such lines suppressed)")
 
+    def test_many_are_suppressed_at_once(self):
+        lines = LineLimit(1)
+        for kind in ("bad_crc", "bad_crc", "bad_body"):
+            lines.admit(kind, 7.0)
+        lines.suppress("bad_crc", 98)
+        self.assertEqual(lines.admit("bad_crc", 8.0), " (99 more such lines suppressed)")
+        self.assertEqual(lines.admit("bad_body", 8.0), "")
+
     def test_kinds_do_not_share(self):
         lines = LineLimit(1)
         lines.admit("bad_crc", 7.0)

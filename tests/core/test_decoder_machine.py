@@ -91,8 +91,8 @@ class DecoderMachine(RuleBasedStateMachine):
         packets = self.decoder.feed(data)
         self.packets += packets
         refused, self.decoder.refused = self.decoder.refused, []
-        for error, code, position, _ in refused:
-            self.refused.append((error.reason, code, self.complete + position))
+        for each in refused:
+            self.refused.append((each.error.reason, each.code, self.complete + each.position))
         self.complete += len(packets) + len(refused)
 
 

@@ -20,6 +20,7 @@ from ccserver.core.framing import (
     MOST_CHUNKS,
     FrameDecoder,
     Packet,
+    Refusal,
     encode,
 )
 from ccserver.errors import BadChecksum, BadLength, PacketTooLong, ProtocolError, Truncated
@@ -55,7 +56,9 @@ def told(decoder: FrameDecoder, chunks: list[bytes]) -> list[object]:
         feed: list[object] = list(decoder.feed(chunk))
         refused, decoder.refused = decoder.refused, []
         for refusal in refused:
-            feed.insert(refusal.position, (refusal.error.reason, refusal.code, refusal.fatal))
+            feed.insert(
+                refusal.position, (refusal.error.reason, refusal.code, refusal.fatal is not None)
+            )
         seen += feed
     return seen
 
@@ -150,7 +153,9 @@ class BadInputTests(ReferenceCase):
     def refusals(self, data: bytes, maximum: int = 29000, close: bool = False) -> list[object]:
         self.decoder = FrameDecoder(maximum, close)
         self.good = self.decoder.feed(data)
-        return [(r.error.reason, r.code, r.position, r.fatal) for r in self.decoder.refused]
+        return [
+            (r.error.reason, r.code, r.position, r.fatal is not None) for r in self.decoder.refused
+        ]
 
     def test_a_length_below_the_headers_is_fatal(self):
         for length in range(HEADER_LENGTH):
@@ -447,10 +452,14 @@ class CompiledTests(SynchronousTestCase):
         self, parts: list[bytes], start: int, maximum: int
     ):
         data = b"".join(parts)
-        one: list[Packet] = []
-        other: list[Packet] = []
-        self.assertEqual(
-            native.cut(data, start, maximum, one),
-            framing.cut_in_python(data, start, maximum, other),
-        )
-        self.assertEqual(one, other)
+        for refused in (list, lambda: None):
+            one: list[Packet] = []
+            other: list[Packet] = []
+            refused_by_one, refused_by_other = refused(), refused()
+            self.assertEqual(
+                native.cut(data, start, maximum, one, refused_by_one),
+                framing.cut_in_python(data, start, maximum, other, refused_by_other),
+            )
+            self.assertEqual(one, other)
+            self.assertEqual(refused_by_one, refused_by_other)
+            self.assertTrue(all(type(each) is Refusal for each in refused_by_one or ()))

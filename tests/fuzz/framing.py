@@ -78,10 +78,11 @@ def _decoded(
         result.packets += packets
         refused, decoder.refused = decoder.refused, []
         assert not (closed and (packets or refused)), "decoded behind the end"
-        for error, code, position, fatal in refused:
+        for refusal in refused:
+            error = refusal.error
             assert isinstance(error, BadLength | BadChecksum), error
-            assert fatal == (close or isinstance(error, BadLength)), error
-            result.refused.append((error.reason, code, complete + position))
+            assert bool(refusal.fatal) == (close or isinstance(error, BadLength)), error
+            result.refused.append((error.reason, refusal.code, complete + refusal.position))
         fed += 0 if closed else len(piece)
         complete += len(packets) + len(refused)
         assert decoder.packets == complete, (decoder.packets, complete)
@@ -100,11 +101,13 @@ def cutter(data: bytes) -> None:
     longest, start = choices.short(), choices.short()
     received = stream(choices)
     start %= len(received) + 2
-    here: list[Any] = []
-    there: list[Any] = []
-    stopped = cut_in_python(received, start, longest, here)
-    assert native.cut(received, start, longest, there) == stopped
-    assert here == there
+    for refused in ([], None):
+        here: list[Any] = []
+        there: list[Any] = []
+        refused_there = None if refused is None else []
+        stopped = cut_in_python(received, start, longest, here, refused)
+        assert native.cut(received, start, longest, there, refused_there) == stopped
+        assert (here, refused) == (there, refused_there)
 
 
 def header(data: bytes) -> None:

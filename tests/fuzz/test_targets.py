@@ -29,7 +29,9 @@ def corpus(name: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
 
 
-def cut_without_looking(data: bytes, start: int, longest: int, packets: list[Packet]) -> int:
+def cut_without_looking(
+    data: bytes, start: int, longest: int, packets: list[Packet], _: object
+) -> int:
     """A cut that takes packets whatever their checksum is."""
     while len(data) - start >= 8:
         length, code, _ = HEADER.unpack_from(data, start)
@@ -38,6 +40,11 @@ def cut_without_looking(data: bytes, start: int, longest: int, packets: list[Pac
         packets.append((code, data[start + 8 : start + length]))
         start += length
     return start
+
+
+def cut_and_forget(data: bytes, start: int, longest: int, packets: list[Packet], _: object) -> int:
+    """A cut that does not tell of what it refuses."""
+    return framing.cut_in_python(data, start, longest, packets, [])
 
 
 def signed_header(code: int, body: bytes) -> bytes:
@@ -101,6 +108,10 @@ class FindingTests(SynchronousTestCase):
 
     def test_ways_to_cut_that_differ(self):
         self.patch(framing, "native", SimpleNamespace(cut=cut_without_looking))
+        self.assert_found("cutter")
+
+    def test_refusals_that_are_not_told(self):
+        self.patch(framing, "native", SimpleNamespace(cut=cut_and_forget))
         self.assert_found("cutter")
 
     def test_headers_that_differ(self):

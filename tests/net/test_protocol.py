@@ -221,15 +221,32 @@ class BadInputTests(ProtocolCase):
         self.assertEqual(texts([event]), ["refused unknown_code, code 77: no handler for code 77"])
 
     def test_a_flood_of_refusals_is_no_flood_of_lines(self):
+        for reason, packet in (
+            ("unknown_code", encode(77, b"?")),
+            ("bad_crc", spoiled(ECHO, b"?")),
+        ):
+            events = logged(self)
+            client = self.connect()
+            client.receive_bytes(packet * 1000)
+            self.assertEqual(len(texts(events)), LINES_PER_SECOND)
+            client.clock.advance(1)
+            client.receive_bytes(packet)
+            suppressed = 1000 - LINES_PER_SECOND
+            self.assertIn(f"({suppressed} more such lines suppressed)", texts(events)[-1])
+            self.assertEqual(self.worker.counts.refused[reason], 1001)
+
+    def test_each_line_tells_of_a_packet_of_its_own(self):
         events = logged(self)
         client = self.connect()
-        client.receive(*[(77, b"?")] * 1000)
-        self.assertEqual(len(texts(events)), LINES_PER_SECOND)
-        client.clock.advance(1)
-        client.receive((77, b"?"))
-        suppressed = 1000 - LINES_PER_SECOND
-        self.assertIn(f"({suppressed} more such lines suppressed)", texts(events)[-1])
-        self.assertEqual(self.worker.counts.refused, {"unknown_code": 1001})
+        client.receive_bytes(spoiled(1, b"a") + spoiled(2, b"bc") + b"\0\7\0\3" + bytes(4))
+        self.assertEqual(
+            [text.partition(": ") for text in texts(events)],
+            [
+                ("refused bad_crc, code 1", ": ", "0xe8b7be42 for a body of 1 bytes"),
+                ("refused bad_crc, code 2", ": ", "0xc2a92b39 for a body of 2 bytes"),
+                ("refused bad_length, code 3", ": ", "pkgLen 7, allowed 8 to 29000"),
+            ],
+        )
 
     def test_the_limit_of_lines_is_the_workers_not_the_connections(self):
         events = logged(self)

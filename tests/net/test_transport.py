@@ -31,7 +31,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from ccserver.app import App
-from ccserver.core.framing import LONG, FrameDecoder, encode
+from ccserver.core.framing import LONG, FrameDecoder, Refusal, encode
 from ccserver.core.session import Session
 from ccserver.native import native
 from ccserver.net import transport as direct
@@ -56,6 +56,11 @@ PIECES = [
     b"\0",
 ]
 """Packets, good and bad, and beginnings of some."""
+
+
+def described(refusal: Refusal) -> tuple[Any, ...]:
+    """All of it that can be compared."""
+    return *refusal[:4], type(refusal.fatal), type(refusal.error), str(refusal.error)
 
 
 @implementer(IHalfCloseableProtocol)
@@ -885,7 +890,7 @@ class CompiledTests(SynchronousTestCase):
             for (feed_from, _), decoder in zip(self.ways, decoders, strict=True):
                 self.theirs.send(segment)
                 packets = feed_from(self.ours, decoder, direct.READ_SIZE)
-                refused = [(type(r.error), str(r.error), *r[1:]) for r in decoder.refused]
+                refused = [described(each) for each in decoder.refused]
                 state = (
                     decoder.bytes,
                     decoder.packets,
@@ -904,7 +909,7 @@ class CompiledTests(SynchronousTestCase):
         self.assertEqual(self.theirs.send(stream), len(stream))
         while decoder.bytes < len(stream) and not decoder.closed:
             packets = feed_from(self.ours, decoder, direct.LONG_READ)
-            refused = [(str(r.error), *r[1:]) for r in decoder.refused]
+            refused = [described(each) for each in decoder.refused]
             seen.append((decoder.fed, decoder.long, packets, refused, decoder.incomplete))
         with contextlib.suppress(BlockingIOError):
             self.ours.recv(1 << 20)
