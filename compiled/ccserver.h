@@ -25,7 +25,7 @@
 
 enum { HEADER = 8, LONGEST = 0xFFFF, CHUNK = 65536, LONG_READ = 4 * CHUNK, LONG = 256,
        SMALL = 256, WHOLE = 1024, MARK = 65536, LONG_MARK = 5 * MARK,
-       EVENTS = 128, PART = 4, LARGE = 4096, COPIED = 8192, PIECES = 128 };
+       EVENTS = 128, PART = 4, LARGE = 4096, COPIED = 8192, PIECES = 128, STRIDE = 8 };
 
 extern PyObject *no_bytes, *no_list; /* never appended to */
 

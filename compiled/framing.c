@@ -37,7 +37,7 @@ static int refuse(PyObject *refused, const unsigned char *p, Py_ssize_t position
  * that is not NULL; where it stopped, or -1. */
 static Py_ssize_t cut_bytes(const unsigned char *data, Py_ssize_t start, Py_ssize_t size,
                             Py_ssize_t longest, PyObject *packets, PyObject *refused) {
-    Py_ssize_t before = PyList_GET_SIZE(packets);
+    Py_ssize_t before = PyList_GET_SIZE(packets), known = refused == NULL ? 0 : PyList_GET_SIZE(refused);
     while (size - start >= HEADER) {
         const unsigned char *p = data + start;
         Py_ssize_t length = (Py_ssize_t)p[0] << 8 | p[1];
@@ -79,6 +79,8 @@ static Py_ssize_t cut_bytes(const unsigned char *data, Py_ssize_t start, Py_ssiz
 
 failed: /* what was appended goes again, for the caller does not learn where it stopped */
     PyList_SetSlice(packets, before, PyList_GET_SIZE(packets), NULL);
+    if (refused != NULL)
+        PyList_SetSlice(refused, known, PyList_GET_SIZE(refused), NULL);
     return -1;
 }
 

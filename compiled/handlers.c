@@ -42,6 +42,14 @@ static Py_ssize_t mark_of(PyObject *session) {
     return PyErr_Occurred() ? -1 : mark;
 }
 
+/* Whether a slice of so many seconds is over, which begins with the first such look. */
+static int is_over(double *since, double most) {
+    double now = seconds();
+    if (*since == 0)
+        *since = now;
+    return now - *since > most;
+}
+
 /* answer(lane, session, handlers, rest, out, thread, deadline, most), in seconds
  * -> count, or (count, packet, coroutine, value) where it stopped before the end of rest */
 PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
@@ -56,7 +64,8 @@ PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     int threaded = thread != Py_None, stopped = 0;
     double deadline = PyFloat_AsDouble(args[6]), most = PyFloat_AsDouble(args[7]);
     double before = threaded ? time_of(&thread_since, thread) : 0;
-    Py_ssize_t total = 0, replies = 0, mark = mark_of(session);
+    double since = 0;
+    Py_ssize_t total = 0, replies = 0, handled = 0, mark = mark_of(session);
     if (mark < 0)
         return NULL;
     while (!stopped && (packet = PyIter_Next(args[3])) != NULL) {
@@ -89,6 +98,12 @@ PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
                 stopped = 1; /* the caller looks at the clock himself */
             else if (set(&thread_since, thread, PyFloat_FromDouble(before = now)) < 0)
                 break;
+        } else if (++handled % STRIDE == 0 && most > 0 && is_over(&since, most)
+                   && !holds(&lane_halted, args[0])) {
+            PyObject *put_back = PyObject_CallMethod(args[0], "postpone", "O", args[3]);
+            if (put_back == NULL)
+                break;
+            Py_DECREF(put_back);
         }
     }
     PyObject *end = NULL;

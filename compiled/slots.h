@@ -11,7 +11,7 @@ struct slot {
     Py_ssize_t offset;
 };
 
-/* Of decoder, session, handler, lane, peer, dispatch, pool, its queue, thread, transport and reactor. */
+/* Of decoder, session, handler, lane, peer, dispatch, slices, pool, its queue, thread, transport and reactor. */
 #define SLOTS(S) \
     S(decoder_bytes, "bytes") S(decoder_chunks, "_chunks") S(decoder_closed, "closed")                \
     S(decoder_fed, "fed") S(decoder_long, "long") S(decoder_max_length, "_max_length")                \
@@ -25,7 +25,9 @@ struct slot {
     S(lane_pending, "_pending") S(lane_running, "_running") S(lane_session, "session")                \
     S(lane_silent, "_silent")                                                                         \
     S(peer_transport, "transport")                                                                    \
-    S(dispatch_handlers, "handlers") S(dispatch_pool, "pool") S(dispatch_threaded, "threaded")        \
+    S(dispatch_handlers, "handlers") S(dispatch_pool, "pool") S(dispatch_slices, "slices")            \
+    S(dispatch_threaded, "threaded")                                                                  \
+    S(slices_seconds, "seconds")                                                                      \
     S(pool_calls, "_calls") S(pool_flush_later, "_flush_later") S(pool_gathered, "_gathered")         \
     S(pool_handlers, "handlers") S(pool_limit, "limit") S(pool_looking, "_looking")                   \
     S(pool_queue, "_jobs") S(pool_slow, "slow") S(pool_unfinished, "unfinished")                      \

@@ -9,13 +9,22 @@ static const double BUSY = 0.005, TAKEN = 0.0001; /* seconds */
 
 static PyObject *connection_done, *connection_lost, *time_name;
 
+/* How long the lanes of dispatch have the reactor in one go, as a float, or NULL. */
+static PyObject *slice_of(PyObject *dispatch) {
+    PyObject *slices = get(&dispatch_slices, dispatch);
+    PyObject *slice = slices == NULL ? NULL : get(&slices_seconds, slices);
+    Py_XDECREF(slices);
+    return slice;
+}
+
 /* Let the handlers of a lane at leisure answer packets, as Lane.take does: the replies, or NULL. */
-static PyObject *take(PyObject *lane, PyObject *session, PyObject *handlers, PyObject *packets) {
-    PyObject *out = PyList_New(0), *rest = PyObject_GetIter(packets), *zero = PyFloat_FromDouble(0.0);
+static PyObject *take(PyObject *lane, PyObject *session, PyObject *dispatch, PyObject *handlers,
+                      PyObject *packets) {
+    PyObject *out = PyList_New(0), *rest = PyObject_GetIter(packets), *slice = slice_of(dispatch);
     PyObject *end = NULL;
-    if (out != NULL && rest != NULL && zero != NULL && set(&lane_out, lane, Py_NewRef(out)) == 0
+    if (out != NULL && rest != NULL && slice != NULL && set(&lane_out, lane, Py_NewRef(out)) == 0
         && set(&lane_running, lane, Py_NewRef(Py_True)) == 0) {
-        PyObject *arguments[] = {lane, session, handlers, rest, out, Py_None, zero, zero};
+        PyObject *arguments[] = {lane, session, handlers, rest, out, Py_None, slice, slice};
         end = answer(NULL, arguments, 8);
     }
     if (end != NULL && !PyLong_CheckExact(end))
@@ -36,7 +45,7 @@ static PyObject *take(PyObject *lane, PyObject *session, PyObject *handlers, PyO
         Py_XSETREF(out, PyErr_Occurred() ? NULL : PyObject_CallMethod(lane, "answered", "O", out));
     Py_XDECREF(end);
     Py_XDECREF(rest);
-    Py_XDECREF(zero);
+    Py_XDECREF(slice);
     return out;
 }
 
@@ -48,13 +57,14 @@ static int at_leisure(PyObject *lane) {
 
 /* The replies of a lane at leisure to the packets, here and now, none where they went to the pool; or
  * NULL: with an exception set, or with none, and that takes Lane.take. */
-static PyObject *reply(PyObject *lane, PyObject *session, PyObject *handlers, PyObject *packets) {
+static PyObject *reply(PyObject *lane, PyObject *session, PyObject *dispatch, PyObject *handlers,
+                       PyObject *packets) {
     PyObject *code = PyTuple_GET_ITEM(PyList_GET_ITEM(packets, 0), 0);
     PyObject *handler = PyDict_CheckExact(handlers) ? PyDict_GetItemWithError(handlers, code) : NULL;
     if (handler == NULL)
         return NULL;
     if (!holds(&handler_in_thread, handler))
-        return take(lane, session, handlers, packets);
+        return take(lane, session, dispatch, handlers, packets);
     PyObject *arguments[] = {lane, packets}, *submitted = submit(NULL, arguments, 2);
     Py_XDECREF(submitted);
     return submitted == Py_True ? Py_NewRef(no_list) : NULL;
@@ -83,7 +93,7 @@ static PyObject *handle(PyObject *transport, PyObject *protocol, PyObject *lane,
             || has(&session_close_reason, session))
             goto other;
     }
-    out = at_leisure(lane) ? reply(lane, session, handlers, packets) : NULL;
+    out = at_leisure(lane) ? reply(lane, session, dispatch, handlers, packets) : NULL;
     if (out != NULL) {
         if (holds(&decoder_noted, decoder) || has(&session_close_reason, session))
             Py_XSETREF(out, PyErr_Occurred() ? NULL : PyObject_CallMethod(protocol, "answered", "O", out));

@@ -39,6 +39,7 @@ from ccserver.net.connections import Connections
 from ccserver.net.dispatch import LANE_BYTES, Dispatch
 from ccserver.net.factory import PacketFactory
 from ccserver.net.pool import Pool
+from ccserver.net.slices import Slices
 
 PATIENCE = 60.0
 """Seconds of real time that a test waits for a thread before it fails."""
@@ -261,6 +262,7 @@ class FakeWorker:
         threads: int = 0,
         lane_packets: int = 64,
         lane_bytes: int = LANE_BYTES,
+        slice_seconds: float = 0.0,
         connections: int = 100,
         process_number: int = 0,
         log_ends: bool = False,
@@ -286,7 +288,10 @@ class FakeWorker:
         self.pool = Pool(self.reactor, threads)
         self.pool.start(threads > 0)
         test.addCleanup(self.pool.stop)
-        self.dispatch = Dispatch(app, self.pool, lane_packets, self.counts, send_limits, lane_bytes)
+        slices = Slices(self.reactor, slice_seconds)
+        self.dispatch = Dispatch(
+            app, self.pool, lane_packets, self.counts, send_limits, lane_bytes, slices
+        )
         self.factory = PacketFactory(
             "10.0.0.1:5678",
             limits,

@@ -9,6 +9,7 @@ wait keeps the runner it is in, and the next lane gets another.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from time import perf_counter
 from types import coroutine
 from typing import Any
 
@@ -27,6 +28,7 @@ from ccserver.net.peer import NOBODY, Peer
 from ccserver.net.pool import Pool
 from ccserver.net.reply import LONG_MARK, OUTPUT_MARK, reply_body
 from ccserver.net.sending import Sender
+from ccserver.net.slices import STRIDE, Slices
 from ccserver.net.throttle import Throttle
 
 IDLE_RUNNERS = 64
@@ -56,6 +58,7 @@ class Dispatch:
 
     @ivar behind: the lanes whose clients are behind.
     @ivar lines: how many tracebacks are logged.
+    @ivar slices: how long a lane has the reactor in one go.
     @ivar threaded: the codes whose handlers run in the pool.
     """
 
@@ -74,6 +77,7 @@ class Dispatch:
         "made",
         "pool",
         "send_limits",
+        "slices",
         "threaded",
         "throttle",
     )
@@ -88,11 +92,13 @@ class Dispatch:
         counts: Counts,
         send_limits: SendLimits | None = None,
         lane_bytes: int = LANE_BYTES,
+        slices: Slices | None = None,
     ) -> None:
         """
         @param lane_packets: how many packets wait in a lane before its reading is paused.
         @param send_limits: how much waits to be sent.
         @param lane_bytes: how many bytes of packets wait in a lane before its reading is paused.
+        @param slices: without them a lane has the reactor for as long as it likes.
         """
         self.handlers = pool.handlers = dict(app.handlers)
         self.threaded = {code for code, handler in self.handlers.items() if handler.in_thread}
@@ -102,6 +108,7 @@ class Dispatch:
         self.counts = counts
         self.send_limits = send_limits or SendLimits()
         self.behind: set[Sender] = set()
+        self.slices = slices or Slices(None, 0.0)
         self.throttle = Throttle()
         self.lines = LineLimit(TRACEBACKS_PER_SECOND)
         self.idle_runners: list[Runner] = []
@@ -147,7 +154,7 @@ class Dispatch:
     @coroutine
     def _handle(self) -> Runner:
         """Handle the packets of one lane after the other."""
-        handlers = self.handlers
+        handlers, seconds = self.handlers, self.slices.seconds
         lane: Lane
         packets: Iterable[Packet]
         begun: Begun | BaseException | None
@@ -155,14 +162,22 @@ class Dispatch:
         while True:
             session = lane.session
             count = total = flushed = 0
+            since = 0.0
             mark = LONG_MARK if session.decoder.fed > FULL else OUTPUT_MARK
             rest = iter(packets)
-            for code, body in rest:
+            for place, (code, body) in enumerate(rest):
                 if lane.halted and code >= 0 and begun is None:
                     if lane.closed:
                         continue
                     lane.put_back([(code, body), *rest])
                     break
+                if not place % STRIDE and seconds and place:
+                    now = perf_counter()
+                    if not since:
+                        since = now
+                    elif now - since > seconds:
+                        lane.postpone([(code, body), *rest])
+                        break
                 handler = handlers.get(code)
                 if handler is None:
                     lane.refuse_unknown(code)

@@ -155,7 +155,8 @@ class Lane(Resting):
             return self._let_run(out, (self, packets, None))
         rest = iter(packets)
         try:
-            end = answer(self, self.session, dispatch.handlers, rest, out, None, 0.0, 0.0)
+            seconds = dispatch.slices.seconds
+            end = answer(self, self.session, dispatch.handlers, rest, out, None, 0.0, seconds)
         except BaseException:
             self.returned()
             raise
@@ -348,8 +349,14 @@ class Lane(Resting):
             self._come_to_rest(self._hold)
             if self._hold is not None:
                 return
+        slices, began = self._dispatch.slices, 0.0
         while self._pending is not None and not self._busy and not self._blocked:
-            self._run(self._pop(BATCH))
+            now = perf_counter()
+            if slices.seconds and now - (began or now) > slices.seconds:
+                self.postpone(())
+            else:
+                began = began or now
+                self._run(self._pop(BATCH))
         if self._ending:
             if self.idle:
                 self._done()
@@ -383,6 +390,19 @@ class Lane(Resting):
             self._dispatch.give_back(runner)
         else:
             self._wait(runner, awaited, copy_context())
+
+    def postpone(self, packets: Iterable[Packet]) -> None:
+        """Let C{packets} wait before all others that wait, and those for the next slice."""
+        self.put_back(packets)
+        if self._pending is not None:
+            self._busy = True
+            self._dispatch.slices.wait(self)
+
+    def next_slice(self) -> None:
+        """It has the reactor again."""
+        self._busy = False
+        self._advance()
+        self._pause_if_full()
 
     def returned(self) -> None:
         """No handler is running below us any more."""

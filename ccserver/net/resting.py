@@ -73,7 +73,7 @@ class Resting(Waiting):
 
     def __init__(self, session: Session, peer: Peer, dispatch: Dispatch) -> None:
         Waiting.__init__(self, session, peer, dispatch)
-        self._busy = False  # a job is on its way, or a handler waits for something
+        self._busy = False  # a job is on its way, a handler waits, or all for the next slice
         self._job = NO_JOB  # the one that was handed to the pool last
         self._hold: Hold | None = None
         self._kept: KeptBack | None = None

@@ -38,6 +38,7 @@ from ccserver.net.pool import Pool
 from ccserver.net.port import DirectPort
 from ccserver.net.proxied import ProxyTerms
 from ccserver.net.room import FULL, Room
+from ccserver.net.slices import SLICE, Slices
 from ccserver.net.statistics import collect, connection_rows
 from ccserver.net.taker import Taker
 from ccserver.net.tls import TlsTerms
@@ -112,7 +113,13 @@ class Server:
         )
         net = config.net
         self._dispatch = Dispatch(
-            app, self._pool, net.lane_packets, counts, send_limits(config), net.lane_bytes
+            app,
+            self._pool,
+            net.lane_packets,
+            counts,
+            send_limits(config),
+            net.lane_bytes,
+            Slices(reactor, SLICE),
         )
         self._limits = limits
         self._ports: dict[tuple[int, str], Any] = {}  # by slot and address

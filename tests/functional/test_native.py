@@ -35,11 +35,12 @@ ccserver.core.checksum.crc32 = fail  # what the compiled part takes for itself, 
 {load}
 short = bytes([0, 8, 0, 1, 0, 0, 0, 0])
 long = bytes([4, 0, 0, 1, 0, 0, 0, 0]) + bytes(1016)
-packets = ["from before"]
+wrong = bytes([0, 8, 0, 1, 0, 0, 0, 1])
+packets, refused = ["from before"], ["this, too"]
 try:
-    _native.cut(short * 20 + long, 0, 65535, packets)
+    _native.cut(short * 20 + wrong + long, 0, 65535, packets, refused)
 except MemoryError:
-    print(packets)
+    print(packets, refused)
 """
 
 CHECKSUMS = """
@@ -86,7 +87,7 @@ class PortableTests(SynchronousTestCase):
         self.load = LOAD.format(path=path)
         self.assertEqual(self.printed(CHECKSUMS), "False []")
         # a cut that fails leaves no packets behind
-        self.assertEqual(self.printed(FAILING_CHECKSUM), "['from before']")
+        self.assertEqual(self.printed(FAILING_CHECKSUM), "['from before'] ['this, too']")
 
     def printed(self, program: str) -> str:
         """What a Python of its own prints for C{program}."""

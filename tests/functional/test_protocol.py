@@ -1,3 +1,4 @@
+import contextlib
 import re
 import struct
 import time
@@ -205,6 +206,19 @@ class HandlerTests(ServerCase):
         client = self.connect()
         client.send((apps.CLOSE, b"bye"), (apps.REACTOR, b"more"))
         self.assertEqual(client.rest(), [(apps.CLOSE, b"bye")])
+
+    def test_a_client_that_keeps_the_reactor_busy_keeps_nobody_waiting_for_long(self):
+        busy, other = self.connect(), self.connect()
+        other.ask(apps.PING)
+        busy.socket.sendall(encode(apps.BLOCK, b"1") * 1000)
+        for _ in range(10):
+            other.ask(apps.PING)
+        busy.socket.setblocking(False)
+        got = 0
+        with contextlib.suppress(BlockingIOError):
+            while data := busy.socket.recv(65536):
+                got += len(data)
+        self.assertLess(got, 500 * len(encode(apps.BLOCK, b"1")))
 
     def test_handlers_that_sleep_do_not_keep_those_on_the_reactor_waiting(self):
         sleeping = [self.connect() for _ in range(10)]

@@ -21,6 +21,7 @@ from ccserver.net.giver import Giver, Report
 from ccserver.net.pool import Pool
 from ccserver.net.protocol import PacketProtocol
 from ccserver.net.reactor import DirectReactor
+from ccserver.net.slices import Slices
 from ccserver.net.taker import Taker
 from ccserver.net.transport import DirectServer
 from tests.support import PATIENCE
@@ -113,6 +114,7 @@ class MovingWorker:
         threads: int = 0,
         lane_packets: int = 64,
         lane_bytes: int = LANE_BYTES,
+        slice_seconds: float = 0.0,
         connections: int = 20000,
         log_ends: bool = False,
         send_limits: SendLimits | None = None,
@@ -133,7 +135,10 @@ class MovingWorker:
         )
         self.pool = Pool(self.reactor, threads)
         self.pool.start(threads > 0)
-        self.dispatch = Dispatch(app, self.pool, lane_packets, self.counts, send_limits, lane_bytes)
+        slices = Slices(self.reactor, slice_seconds)
+        self.dispatch = Dispatch(
+            app, self.pool, lane_packets, self.counts, send_limits, lane_bytes, slices
+        )
         self.factory = PacketFactory(
             SERVER, limits, self.connections, self.dispatch, self.reactor, log_ends
         )

@@ -43,6 +43,7 @@ from ccserver.net.factory import PacketFactory
 from ccserver.net.lane import Lane
 from ccserver.net.pool import Pool
 from ccserver.net.reactor import PART, DirectReactor
+from ccserver.net.slices import Slices
 from ccserver.net.transport import LONG_READ, READ_SIZE, DirectServer
 from tests.net import ways
 from tests.support import PATIENCE
@@ -167,14 +168,18 @@ class Outcome(NamedTuple):
 class Worker:
     """The net side of a worker on a real reactor, whose clients are socket pairs."""
 
-    def __init__(self, test: Any, compiled: bool, limits: SessionLimits) -> None:
+    def __init__(
+        self, test: Any, compiled: bool, limits: SessionLimits, slice_seconds: float = 0.0
+    ) -> None:
         ways.go(test, compiled)
         self.reactor = DirectReactor()
         self.counts = Counts()
         self.table = Connections(100, 0, self.counts, self.reactor.seconds, limits.heartbeat)
         self.pool = Pool(self.reactor, 0)
         self.pool.start(threads=False)
-        dispatch = Dispatch(application(self.reactor), self.pool, 1000, self.counts)
+        slices = Slices(self.reactor, slice_seconds)
+        app = application(self.reactor)
+        dispatch = Dispatch(app, self.pool, 1000, self.counts, slices=slices)
         self.factory = PacketFactory("127.0.0.1:1", limits, self.table, dispatch, self.reactor)
         test.addCleanup(self.close)
 
@@ -243,9 +248,14 @@ class SameTests(SynchronousTestCase):
     """Whatever comes, the same goes out and the same is known."""
 
     def outcome(
-        self, compiled: bool, limits: SessionLimits, pieces: list[bytes], ends: bool
+        self,
+        compiled: bool,
+        limits: SessionLimits,
+        pieces: list[bytes],
+        ends: bool,
+        slice_seconds: float = 0.0,
     ) -> Outcome:
-        worker = Worker(self, compiled, limits)
+        worker = Worker(self, compiled, limits, slice_seconds)
         try:
             client, transport = worker.connect()
             session = transport.protocol.session
@@ -290,6 +300,43 @@ class SameTests(SynchronousTestCase):
         pieces = [piece for piece in (*pieces, data) if piece]
         outcomes = [self.outcome(compiled, limits, pieces, ends) for compiled in (False, True)]
         self.assertEqual(*outcomes)
+
+    @settings(max_examples=100, deadline=None)
+    @given(
+        limits=all_limits,
+        stream=st.lists(st.one_of(good, good, good, bad), min_size=20),
+        ends=st.booleans(),
+    )
+    def test_slices_change_nothing_but_when(
+        self, limits: SessionLimits, stream: list[bytes], ends: bool
+    ) -> None:
+        outcomes = [
+            self.outcome(compiled, limits, [b"".join(stream)], ends, slice_seconds)
+            for compiled in (False, True)
+            for slice_seconds in (0.0, 1e-9)
+        ]
+        for outcome in outcomes:
+            self.assertEqual(outcome, outcomes[0])
+
+    def test_who_has_had_a_slice_goes_on_behind_the_others(self):
+        for compiled in (False, True):
+            worker = Worker(self, compiled, SessionLimits(), 1e-9)
+            (client, _), (other, _) = worker.connect(), worker.connect()
+            self.addCleanup(client.close)
+            self.addCleanup(other.close)
+            stream = b"".join(encode(ECHO, b"%d" % n) for n in range(200))
+            client.send(stream)
+            worker.turn()
+            data = received(client)[0]
+            self.assertLess(len(data), len(stream) / 5)
+            for _ in range(5):
+                other.send(encode(ECHO, b"quick"))
+                worker.turn()
+                self.assertEqual(received(other)[0], encode(ECHO, b"quick"))
+                data += received(client)[0]
+            self.assertLess(len(data), len(stream))
+            worker.turn(TURNS)
+            self.assertEqual(data + received(client)[0], stream)
 
     def test_a_client_that_reads_late_gets_all_in_order(self):
         outcomes = []

@@ -36,14 +36,15 @@ STEPS = st.lists(
 class Conversation:
     """An application that counts what it is asked in the session's state, and its client."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, slice_seconds: float) -> None:
         self.machine = machine
         self.app = App()
         self.waits: list[Deferred[None]] = []
         self._define()
         limits = SessionLimits(flood=FloodLimit(1e-9, 1000))
-        self.here: MovingWorker = machine.worker(self.app, limits, threads=1, lane_packets=3)
-        self.there: MovingWorker = machine.worker(self.app, limits, threads=1, lane_packets=3)
+        options = {"threads": 1, "lane_packets": 3, "slice_seconds": slice_seconds}
+        self.here: MovingWorker = machine.worker(self.app, limits, **options)
+        self.there: MovingWorker = machine.worker(self.app, limits, **options)
         self.client: MovingClient = self.here.connect()
         self.reports: list[Any] = []
         self.moving = False
@@ -133,10 +134,12 @@ class Conversation:
 
 
 class ConversationTests(SynchronousTestCase):
-    def run_it(self, requests: list[int], steps: list[tuple[str, int]]) -> tuple[bytes, Any]:
+    def run_it(
+        self, requests: list[int], steps: list[tuple[str, int]], slice_seconds: float = 0.0
+    ) -> tuple[bytes, Any]:
         machine = Machine(self)
         try:
-            conversation = Conversation(machine)
+            conversation = Conversation(machine, slice_seconds)
             stream = bytearray()
             for number, code in enumerate(requests):
                 stream += encode(code, b"%d" % number) if code else SPOILED
@@ -147,14 +150,16 @@ class ConversationTests(SynchronousTestCase):
         finally:
             machine.stop()
 
-    @given(st.lists(REQUESTS, max_size=20), STEPS)
+    @given(st.lists(REQUESTS, max_size=40), STEPS, st.sampled_from([0.0, 1e-9]))
     @settings(
         max_examples=150,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
-    def test_a_connection_that_moves_gets_what_one_that_stays_gets(self, requests, steps):
-        moved, counts = self.run_it(requests, steps)
+    def test_a_connection_that_moves_gets_what_one_that_stays_gets(
+        self, requests, steps, slice_seconds
+    ):
+        moved, counts = self.run_it(requests, steps, slice_seconds)
         stayed, _ = self.run_it(requests, [step for step in steps if step[0] != "move"])
         self.assertEqual(moved, stayed)
         refused = sum(sum(each.refused.values()) for each in counts)

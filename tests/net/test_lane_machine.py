@@ -36,7 +36,8 @@ class LaneMachine(RuleBasedStateMachine):
         self.waits: list[tuple[int, Deferred[None]]] = []
         self._define()
         self.here, self.there = (
-            self.machine.worker(self.app, lane_packets=LANE_PACKETS) for _ in range(2)
+            self.machine.worker(self.app, lane_packets=LANE_PACKETS, slice_seconds=seconds)
+            for seconds in (1e-9, 0.0)
         )
         self.client: MovingClient = self.here.connect(BUFFER)
         self.unsent = b""
