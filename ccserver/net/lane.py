@@ -349,13 +349,13 @@ class Lane(Resting):
             self._come_to_rest(self._hold)
             if self._hold is not None:
                 return
-        slices, began = self._dispatch.slices, 0.0
+        seconds, began = self._dispatch.slices.seconds, 0.0
         while self._pending is not None and not self._busy and not self._blocked:
             now = perf_counter()
-            if slices.seconds and now - (began or now) > slices.seconds:
+            began = began or now
+            if seconds and now - began > seconds:
                 self.postpone(())
             else:
-                began = began or now
                 self._run(self._pop(BATCH))
         if self._ending:
             if self.idle:
