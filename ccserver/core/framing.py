@@ -67,7 +67,9 @@ class Refusal(NamedTuple):
     @property
     def error(self) -> ProtocolError:
         """What is wrong with it."""
-        return self.fatal or bad_checksum(self.length, self.checksum)
+        if self.fatal is not None:
+            return self.fatal
+        return bad_checksum(self.length, self.checksum)
 
 
 def bad_checksum(length: int, checksum: int) -> BadChecksum:

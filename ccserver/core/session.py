@@ -409,8 +409,8 @@ class Session:
         """What the decoder refused since the last call; a fatal one is the end, see L{ending}."""
         refused = list(self.decoder.refused)
         self.decoder.refused = ()
-        if refused and refused[-1].fatal:
-            self._conclude(CloseReason(refused[-1].error.reason))
+        if refused and refused[-1].fatal is not None:
+            self._conclude(CloseReason(refused[-1].fatal.reason))
         return refused
 
     def end_of_stream(self) -> None:

@@ -162,7 +162,7 @@ class Dispatch:
         while True:
             session = lane.session
             count = total = flushed = 0
-            since = 0.0
+            since, mine = 0.0, None
             mark = LONG_MARK if session.decoder.fed > FULL else OUTPUT_MARK
             rest = iter(packets)
             for place, (code, body) in enumerate(rest):
@@ -173,8 +173,8 @@ class Dispatch:
                     break
                 if not place % STRIDE and seconds and place:
                     now = perf_counter()
-                    if not since:
-                        since = now
+                    if lane.out is not mine:  # it begins, or has waited: others had the reactor
+                        since, mine = now, lane.out
                     elif now - since > seconds:
                         lane.postpone([(code, body), *rest])
                         break

@@ -224,6 +224,8 @@ class Lane(Resting):
     def finish(self) -> None:
         """Tell the peer when all that was taken has been handled."""
         self._ending = True
+        if self.closed:
+            self._need_no_slice()
         hold = self._hold
         if hold is not None:
             self._end_hold()
@@ -351,12 +353,13 @@ class Lane(Resting):
                 return
         seconds, began = self._dispatch.slices.seconds, 0.0
         while self._pending is not None and not self._busy and not self._blocked:
-            now = perf_counter()
-            began = began or now
-            if seconds and now - began > seconds:
-                self.postpone(())
-            else:
-                self._run(self._pop(BATCH))
+            if seconds:
+                now = perf_counter()
+                began = began or now
+                if now - began > seconds:
+                    self.postpone(())
+                    break
+            self._run(self._pop(BATCH))
         if self._ending:
             if self.idle:
                 self._done()
@@ -402,7 +405,6 @@ class Lane(Resting):
         """It has the reactor again."""
         self._busy = False
         self._advance()
-        self._pause_if_full()
 
     def returned(self) -> None:
         """No handler is running below us any more."""

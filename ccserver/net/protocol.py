@@ -372,11 +372,11 @@ class PacketProtocol(Protocol):
         if self._decoder.buffered:
             self.factory.connections.packet_begun(self)
         refused = self.session.take_refused()
-        fatal = refused.pop() if refused and refused[-1].fatal else None
+        last = refused.pop() if refused and refused[-1].fatal is not None else None
         if refused:
             self._drop(refused)
-        if fatal is not None:
-            self.refuse(fatal.error, fatal.code)
+        if last is not None:
+            self.refuse(last.error, last.code)
         if self.session.close_reason is not None:
             self.end_in_order()
 

@@ -73,7 +73,7 @@ class Resting(Waiting):
 
     def __init__(self, session: Session, peer: Peer, dispatch: Dispatch) -> None:
         Waiting.__init__(self, session, peer, dispatch)
-        self._busy = False  # a job is on its way, a handler waits, or all for the next slice
+        self._busy = False  # a job is on its way, a handler waits, all wait for a slice, or rest
         self._job = NO_JOB  # the one that was handed to the pool last
         self._hold: Hold | None = None
         self._kept: KeptBack | None = None
@@ -104,6 +104,7 @@ class Resting(Waiting):
                 taken_back = self._job.pop()
             if taken_back is not None:
                 self.finished(b"", 0, [], 0, taken_back)
+        self._need_no_slice()
         self._advance()
 
     def unhold(self) -> None:
@@ -146,6 +147,11 @@ class Resting(Waiting):
             elif kept.closed:
                 self.close()
         self._advance()
+
+    def _need_no_slice(self) -> None:
+        """Wait for none, if that is what it does: little is left to do, if anything."""
+        if self._busy and self._dispatch.slices.leave(self):
+            self._busy = False
 
     def _end_hold(self) -> None:
         if self._hold is not None and self._hold.at_rest:

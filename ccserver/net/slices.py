@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from typing import Any, Protocol
 
 SLICE = 0.005
@@ -12,7 +12,7 @@ STRIDE = 8
 """Packets that a lane handles between two looks at the clock; the first begins the slice."""
 
 
-class Waiting(Protocol):
+class Unfinished(Protocol):
     """Who has had its slice, and has more to do."""
 
     def next_slice(self) -> None:
@@ -22,27 +22,41 @@ class Waiting(Protocol):
 class Slices:
     """Gives who waits a slice each, one in a turn of the reactor: between two, all else is served.
 
-    Clients that send as much as they can, to handlers that take their time, so hold up the others
-    by about one slice, however many they are.
+    Who has just begun, or begins anew, is in no queue: it has a slice at once.
 
     @ivar seconds: how long a slice is; 0: as long as it likes.
     """
 
-    __slots__ = ("_reactor", "_waiting", "seconds")
+    __slots__ = ("_due", "_reactor", "_waiting", "seconds")
 
     def __init__(self, reactor: Any, seconds: float) -> None:
         self.seconds = seconds
         self._reactor = reactor
-        self._waiting: deque[Waiting] = deque()
+        self._waiting: OrderedDict[Unfinished, None] = OrderedDict()
+        self._due = False  # the next turn gives one
 
-    def wait(self, waiting: Waiting) -> None:
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiting)
+
+    def wait(self, waiting: Unfinished) -> None:
         """Call C{waiting.next_slice} when its turn comes, once."""
-        self._waiting.append(waiting)
-        if len(self._waiting) == 1:
+        self._waiting[waiting] = None
+        self._call()
+
+    def leave(self, waiting: Any) -> bool:
+        """Do not call it; whether it has waited."""
+        return self._waiting.pop(waiting, waiting) is None
+
+    def _call(self) -> None:
+        if self._waiting and not self._due:
+            self._due = True
             self._reactor.callLater(0, self._give)
 
     def _give(self) -> None:
-        waiting = self._waiting.popleft()
+        self._due = False
         if self._waiting:
-            self._reactor.callLater(0, self._give)
-        waiting.next_slice()
+            waiting, _ = self._waiting.popitem(last=False)
+            self._call()
+            waiting.next_slice()

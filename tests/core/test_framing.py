@@ -442,6 +442,15 @@ class CompiledTests(SynchronousTestCase):
             body = os.urandom(length)
             self.assertEqual(native.header(1, body), framing.header_in_python(1, body))
 
+    def test_nobody_keeps_what_was_refused(self):
+        references = []
+        for cut in (native.cut, framing.cut_in_python):
+            refused: list[Refusal] = []
+            cut(spoiled(1, b"a") + spoiled(2, b"b"), 0, 100, [], refused)
+            references.append([sys.getrefcount(each) for each in refused])
+            del refused
+        self.assertEqual(*references)
+
     @given(
         st.lists(packets.map(lambda p: encode(*p)) | st.binary(max_size=12), max_size=6),
         st.integers(0, 40),

@@ -201,6 +201,11 @@ class RefusedTests(SynchronousTestCase):
         self.assertEqual([refusal.code for refusal in it.take_refused()], [4])
         self.assertEqual(it.take_refused(), [])
 
+    def test_a_fatal_packet_behind_one_that_is_dropped_closes(self):
+        it = session()
+        read(it, spoiled(4, b"a") + header(3), 0.0)
+        self.assertIs(it.close_reason, CloseReason.BAD_LENGTH)
+
     def test_a_wrong_checksum_does_not_close(self):
         it = session()
         it.decoder.feed(spoiled(4, b"a"))

@@ -247,6 +247,7 @@ class BadInputTests(ProtocolCase):
                 ("refused bad_length, code 3", ": ", "pkgLen 7, allowed 8 to 29000"),
             ],
         )
+        self.assertIs(client.session.close_reason, CloseReason.BAD_LENGTH)
 
     def test_the_limit_of_lines_is_the_workers_not_the_connections(self):
         events = logged(self)

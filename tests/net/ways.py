@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pkgutil
 import sys
+from importlib import import_module
 from typing import Any
 
+from ccserver import core, net
 from ccserver.core import framing
 from ccserver.native import native
 from ccserver.net import jobqueue, transport
@@ -21,6 +24,9 @@ REFERENCES = {
 
 def _uses() -> list[tuple[Any, str, Any]]:
     """Where the product has the compiled part or a function of it: module, name and what it is."""
+    for package in (core, net):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            import_module(module.name)  # whoever is imported later would be forgotten
     return [
         (module, name, value)
         for key, module in sorted(sys.modules.items())

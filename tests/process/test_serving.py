@@ -203,6 +203,21 @@ class StopTests(ServerCase):
         self.pass_time(0.4 + ABORT_GRACE)
         self.successResultOf(stopped)
 
+    def test_it_waits_for_who_waits_for_a_slice_too(self):
+        class Unfinished:
+            def next_slice(self) -> None:
+                """There is nothing more to do."""
+
+        server = self.serving()
+        waiting = Unfinished()
+        server._dispatch.slices._waiting[waiting] = None  # and nobody has been told yet
+        stopped = self.stopped()
+        self.pass_time(1.0)
+        self.assertNoResult(stopped)
+        server._dispatch.slices.leave(waiting)
+        self.pass_time(STEP)
+        self.successResultOf(stopped)
+
     def test_it_is_over_as_soon_as_they_have_gone(self):
         self.serving()
         self.busy()
