@@ -65,7 +65,7 @@ PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     double deadline = PyFloat_AsDouble(args[6]), most = PyFloat_AsDouble(args[7]);
     double before = threaded ? time_of(&thread_since, thread) : 0;
     double since = 0;
-    Py_ssize_t total = 0, replies = 0, handled = 0, mark = mark_of(session);
+    Py_ssize_t total = 0, replies = 0, handled = 0, look = 1, mark = mark_of(session);
     if (mark < 0)
         return NULL;
     while (!stopped && (packet = PyIter_Next(args[3])) != NULL) {
@@ -98,8 +98,10 @@ PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
                 stopped = 1; /* the caller looks at the clock himself */
             else if (set(&thread_since, thread, PyFloat_FromDouble(before = now)) < 0)
                 break;
-        } else if (++handled % STRIDE == 0 && most > 0 && is_over(&since, most)
-                   && !holds(&lane_halted, args[0])) {
+        } else if (++handled >= look && most > 0) {
+            look = handled + Py_MIN(handled, STRIDE);
+            if (!is_over(&since, most) || holds(&lane_halted, args[0]))
+                continue;
             PyObject *put_back = PyObject_CallMethod(args[0], "postpone", "O", args[3]);
             if (put_back == NULL)
                 break;

@@ -71,6 +71,7 @@ class Connections:
     @ivar counts: what the worker counts.
     @ivar lines: how many log lines refusals may cost.
     @ivar openings: those that are no sessions yet; they take up room as well.
+    @ivar remnants: those that have ended, and of which packets are still to be handled; so do they.
     @ivar shedding: the worker is overloaded, and is to refuse new connections.
     @ivar on_freed: is called when one has gone, and its place with it.
     @ivar draining: the worker is stopping: a connection made now is finished at once.
@@ -105,6 +106,7 @@ class Connections:
         self.lines = LineLimit(LINES_PER_SECOND)
         self.clock = clock
         self.openings: set[Opening] = set()
+        self.remnants: set[Connection] = set()
         self.shedding = False
         self.on_freed: Callable[[], None] = lambda: None
         self.draining = False
@@ -146,7 +148,7 @@ class Connections:
     @property
     def full(self) -> bool:
         """Whether one more would be too many."""
-        return len(self._by_id) + len(self.openings) >= self._limit
+        return len(self._by_id) + len(self.openings) + len(self.remnants) >= self._limit
 
     def next_id(self) -> int:
         """A connection id: 64 bits, never used again."""
@@ -206,6 +208,16 @@ class Connections:
         """Forget a connection that ended, and count it under its close reason."""
         self.take_out(connection)
         self.counts.closed[connection.session.close_reason or CloseReason.CLIENT_RESET] += 1
+
+    def leave_behind(self, connection: Connection) -> None:
+        """Packets of C{connection}, which has ended, are still to be handled, until L{settle}."""
+        self.remnants.add(connection)
+
+    def settle(self, connection: Connection) -> None:
+        """Nothing is left to do of a connection that has ended."""
+        if connection in self.remnants:
+            self.remnants.discard(connection)
+            self.on_freed()
 
     def take_out(self, connection: Connection) -> None:
         """Forget a connection that is leaving the process; L{add} has it back."""

@@ -8,6 +8,7 @@ wait keeps the runner it is in, and the next lane gets another.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from time import perf_counter
 from types import coroutine
@@ -36,6 +37,9 @@ IDLE_RUNNERS = 64
 
 LANE_BYTES = 256 << 10
 """Bytes that wait in a lane before its reading is paused, where nobody says how many."""
+
+NEVER = sys.maxsize
+"""A place that no packet has."""
 
 TRACEBACKS_PER_SECOND = 10
 """Of one handler: 20,000 packets that raise would be 10 MiB of log; the others are counted."""
@@ -162,7 +166,7 @@ class Dispatch:
         while True:
             session = lane.session
             count = total = flushed = 0
-            since, mine = 0.0, None
+            since, mine, look = 0.0, None, 1 if seconds else NEVER
             mark = LONG_MARK if session.decoder.fed > FULL else OUTPUT_MARK
             rest = iter(packets)
             for place, (code, body) in enumerate(rest):
@@ -171,7 +175,8 @@ class Dispatch:
                         continue
                     lane.put_back([(code, body), *rest])
                     break
-                if not place % STRIDE and seconds and place:
+                if place >= look:
+                    look = place + min(place, STRIDE)
                     now = perf_counter()
                     if lane.out is not mine:  # it begins, or has waited: others had the reactor
                         since, mine = now, lane.out

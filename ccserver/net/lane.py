@@ -107,6 +107,12 @@ class Lane(Resting):
         behind = self._outbox is not None or self._running or self.halted or self._ending
         return self.idle and not behind and self.session.excess is None
 
+    @property
+    def owes(self) -> bool:
+        """Whether packets, and not hooks alone, wait for their handler or for a thread."""
+        pending = self._pending or ()
+        return bool(self._job) or any(code >= 0 for code, _ in pending)
+
     def start(self) -> None:
         """Call the hooks of a new connection."""
         if self._dispatch.made:
@@ -262,6 +268,8 @@ class Lane(Resting):
         """The connection is gone: what waits is still handled, then the hooks are called."""
         if not self._silent:
             self.silence()
+        if self._busy and self._dispatch.slices.leave(self):
+            self._dispatch.slices.wait(self, gone=True)
         if self._dispatch.lost:
             self._put([(code, reason) for code in self._dispatch.lost])  # type: ignore[misc]
         self.finish()
@@ -399,7 +407,7 @@ class Lane(Resting):
         self.put_back(packets)
         if self._pending is not None:
             self._busy = True
-            self._dispatch.slices.wait(self)
+            self._dispatch.slices.wait(self, gone=self._silent)
 
     def next_slice(self) -> None:
         """It has the reactor again."""

@@ -183,6 +183,8 @@ class PacketProtocol(Protocol):
             self._log_end()
         if not self._left:
             self.lane.lost(session.close_reason or CloseReason.CLIENT_RESET)
+            if self.lane.owes:
+                factory.connections.leave_behind(self)
 
     def adopt(self, transport: DirectServer, carried: Carried, unsent: list[bytes]) -> None:
         """Go on with a connection that comes from another process.
@@ -385,6 +387,7 @@ class PacketProtocol(Protocol):
         if self.lost:
             self._end_closing()
             self.lane.release()
+            self.factory.connections.settle(self)
             return
         if self.flushing:
             return

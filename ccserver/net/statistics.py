@@ -18,18 +18,21 @@ PAGE = os.sysconf("SC_PAGESIZE")
 def collect(connections: Connections, pool: Pool) -> dict[str, Any]:
     """How the worker is: plain values, the counts since its start.
 
-    C{packets} are those received, C{lane_packets} those of them that wait behind what their lane
-    does (not those that it has taken up at once with that), C{pool_queue} the jobs that wait for
-    a thread, C{unsent} and C{unsent_packets} the bytes, and the packets that were pushed, that
+    C{packets} are those received, C{remnants} the connections that have ended and of which packets
+    are still to be handled, C{lane_packets} the packets, theirs too, that wait behind what their
+    lane does (not those that it has taken up at once with that), C{pool_queue} the jobs that wait
+    for a thread, C{unsent} and C{unsent_packets} the bytes, and the packets that were pushed, that
     wait for clients that are behind, C{memory} the resident bytes. Takes 1.2 ms with 20,000
     connections.
     """
     counts = connections.counts
     table: Iterable[Any] = connections
+    remnants: Iterable[Any] = connections.remnants
     return {
         "connections": len(connections),
         "packets": connections.received(),
-        "lane_packets": waiting_packets([each.lane for each in table]),
+        "remnants": len(connections.remnants),
+        "lane_packets": waiting_packets([each.lane for each in (*table, *remnants)]),
         "pool_queue": pool.queued,
         "pool_threads": pool.threads,
         "pool_stuck": pool.stuck,

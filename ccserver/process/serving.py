@@ -413,9 +413,9 @@ class Server:
 
         def look() -> None:
             self.connections.finish_due()
-            connections = len(self.connections) or self.connections.openings
+            table = self.connections
+            connections = len(table) or table.openings or table.remnants
             left = connections or self._pool.unfinished or self._givers
-            left = left or self._dispatch.slices.wanted  # also of those whose clients have gone
             if left and self._reactor.seconds() < self._deadline:
                 self._reactor.callLater(STEP, look)
             else:

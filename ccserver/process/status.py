@@ -19,7 +19,7 @@ from ccserver.process.places import Place
 from ccserver.process.workers import WorkerOfMaster, WorkerState
 
 FIGURES = (
-    *("packets", "lane_packets", "pool_queue", "pool_threads", "memory"),
+    *("packets", "remnants", "lane_packets", "pool_queue", "pool_threads", "memory"),
     *("lag_ms", "overloaded"),
 )
 """What is told of a worker as it was at its last beat."""

@@ -14,6 +14,7 @@ from ccserver.native import native
 from ccserver.net import dispatch, lane
 from ccserver.net.lane import BATCH
 from ccserver.net.slices import STRIDE, Slices
+from ccserver.net.statistics import collect
 from tests.net import ways
 from tests.support import FakeConnection, FakeWorker
 
@@ -22,8 +23,8 @@ ECHO, WAIT, CLOSE, UNKNOWN, RAISE, THREAD = range(1, 7)
 MOMENT = 1e-9
 """A slice that is over at the second look at the clock."""
 
-FIRST = 2 * STRIDE
-"""Packets that are handled in the first one, at most."""
+FIRST = 2
+"""Packets that are handled in the first one: as many as the second look is behind."""
 
 
 class Waiting:
@@ -101,6 +102,21 @@ class SlicesTests(SynchronousTestCase):
         Waiting(self.slices, "b", 1, self.told)
         self.assertTrue(self.slices.wanted)
         self.assertEqual("".join(self.turns()), "b|")
+
+    def test_those_whose_clients_have_gone_have_every_second_slice(self):
+        for name, times in (("a", 3), ("b", 2)):
+            Waiting(self.slices, name, times, self.told)
+        for name in "xyz":
+            self.slices.leave(waiting := Waiting(self.slices, name, 1, self.told))
+            self.slices.wait(waiting, gone=True)
+        self.assertEqual("".join(self.turns()), "a|x|b|y|a|z|b|a|")
+
+    def test_or_all_where_nobody_else_waits(self):
+        for name in "xyz":
+            self.slices.leave(waiting := Waiting(self.slices, name, 1, self.told))
+            self.slices.wait(waiting, gone=True)
+        self.assertEqual("".join(self.turns()), "x|y|z|")
+        self.assertFalse(self.slices.wanted)
 
     def test_nothing_is_to_be_called_where_nobody_waits(self):
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -213,7 +229,7 @@ class LaneTests(SynchronousTestCase):
         self.assertTrue(client.reading)
 
     def test_few_packets_are_handled_whatever_they_take(self):
-        for count in (STRIDE, FIRST):
+        for count in (1, FIRST):
             client = self.connect()
             client.receive(*self.many(count))
             self.assertEqual(len(client.sent()), count)
@@ -232,12 +248,12 @@ class LaneTests(SynchronousTestCase):
     def test_time_that_handlers_wait_is_nobodys_slice(self):
         times = iter(range(1, 1000))
         self.patch(dispatch, "perf_counter", lambda: float(next(times)))
-        client = self.connect(slice_seconds=1.5)
+        client = self.connect(slice_seconds=3.5)
         packets = self.many(4 * STRIDE)
         for place in (0, STRIDE + 1):
             packets[place] = (WAIT, packets[place][1])
         client.receive(*packets)
-        for _ in range(2):  # a look before the second wait, two behind it
+        for _ in range(2):  # looks behind 1, 2, 4 and 8 packets; then, behind the wait, 16 and 24
             self.waits.pop().callback(None)
             self.assertFalse(self.worker.dispatch.slices.wanted)
         self.assertEqual(len(client.sent()), 4 * STRIDE)
@@ -324,6 +340,40 @@ class LaneTests(SynchronousTestCase):
         self.assertEqual(self.worker.counts.handler_errors, 100)
         self.assertEqual(self.ends, [CloseReason.CLIENT_RESET])
         self.flushLoggedErrors(ArithmeticError)
+
+    def test_what_is_left_of_a_broken_connection_takes_up_room_and_is_told_of(self):
+        for code in (ECHO, THREAD):
+            client = self.connect(connections=1, threads=1)
+            connections, pool = self.worker.connections, self.worker.pool
+            if code == THREAD:
+                client.receive((WAIT, b""))
+            client.receive(*self.many(100, code))
+            client.reset()
+            self.assertTrue(connections.full)
+            figures = collect(connections, pool)
+            self.assertEqual((figures["connections"], figures["remnants"]), (0, 1))
+            self.assertGreater(figures["lane_packets"], 90)
+            self.assertIsNone(self.worker.try_connect(5001))
+            if code == THREAD:
+                self.waits.pop().callback(None)
+                self.worker.wait(lambda: not self.worker.connections.remnants)
+            self.slices(client)
+            self.assertFalse(connections.full)
+            self.assertEqual(collect(connections, pool)["remnants"], 0)
+            self.assertEqual(self.ends.pop(), CloseReason.CLIENT_RESET)
+
+    def test_a_living_one_comes_before_what_is_left_of_many(self):
+        client = self.connect()
+        for port in range(50):
+            gone = self.worker.connect(6000 + port)
+            gone.receive(*self.many(100))
+            gone.reset()
+        client.receive(*self.many(20))
+        sent, turns = len(client.sent()), 0
+        while sent < 20:
+            self.turn()
+            sent, turns = sent + len(client.sent()), turns + 1
+        self.assertLess(turns, 25)
 
     def test_a_connection_that_is_cut_is_let_go(self):
         client = self.connect()

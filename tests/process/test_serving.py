@@ -203,18 +203,13 @@ class StopTests(ServerCase):
         self.pass_time(0.4 + ABORT_GRACE)
         self.successResultOf(stopped)
 
-    def test_it_waits_for_who_waits_for_a_slice_too(self):
-        class Unfinished:
-            def next_slice(self) -> None:
-                """There is nothing more to do."""
-
-        server = self.serving()
-        waiting = Unfinished()
-        server._dispatch.slices._waiting[waiting] = None  # and nobody has been told yet
+    def test_it_waits_for_what_is_left_of_those_that_have_gone(self):
+        connections: Any = self.serving().connections
+        connections.leave_behind("its packets")
         stopped = self.stopped()
         self.pass_time(1.0)
         self.assertNoResult(stopped)
-        server._dispatch.slices.leave(waiting)
+        connections.settle("its packets")
         self.pass_time(STEP)
         self.successResultOf(stopped)
 

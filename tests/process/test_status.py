@@ -45,7 +45,7 @@ class StatusTests(AdministrationCase):
         self.administered()
         self.turn(2)
         figures = {"packets": 100, "packets_per_second": 50.0}
-        figures |= {"lane_packets": 3, "pool_queue": 4, "pool_threads": 20}
+        figures |= {"remnants": 2, "lane_packets": 3, "pool_queue": 4, "pool_threads": 20}
         self.workers()[1].beat(connections=5, memory=1 << 20, secret="no", **figures)
         self.assertEqual(
             self.status()["workers"][1],
