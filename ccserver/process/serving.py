@@ -147,7 +147,8 @@ class Server:
     async def prepare(self) -> None:
         """Read the certificates, and run the application's start hooks.
 
-        @raise StartError: a certificate cannot be used, or a hook raised, which is its cause then.
+        @raise StartError: a certificate cannot be used, there are too few threads, or a hook
+            raised, which is its cause then.
         @raise ConfigError: a hook refuses the configuration.
         """
         if any(listener.tls for listener in self._config.listen.listeners):
@@ -155,7 +156,12 @@ class Server:
             talkative = self._worker.slot == 0
             self._renewal = Renewal(self._certificates, self._reactor.seconds, talkative)
         allow_descriptors(self._config)
-        self._pool.start()
+        try:
+            self._pool.start()
+        except (OSError, RuntimeError) as error:  # of memory, or of RLIMIT_NPROC
+            raise StartError(
+                f"no more than {self._pool.threads} of {self._pool.size} threads: {error}"
+            ) from None
         for hook in self._app.worker_start:
             try:
                 await self._call(hook)

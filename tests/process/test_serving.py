@@ -12,6 +12,7 @@ from ccserver.app import App
 from ccserver.config import Config
 from ccserver.errors import ConfigError, StartError
 from ccserver.net.giver import Report
+from ccserver.net.jobs import PoolThread
 from ccserver.net.port import DirectPort
 from ccserver.process import serving
 from ccserver.process.serving import (
@@ -100,6 +101,15 @@ class StartTests(ServerCase):
 
         self.prepared()
         self.assertEqual(ran, ["first in 0", "second"])
+
+    def test_threads_that_cannot_be_started_are_a_refusal(self):
+        def start(thread: Any) -> None:
+            raise RuntimeError("can't start new thread")
+
+        self.patch(PoolThread, "start", start)
+        prepared = Deferred.fromCoroutine(self.made().prepare())
+        error = self.failureResultOf(prepared, StartError).value
+        self.assertEqual(str(error), "no more than 0 of 1 threads: can't start new thread")
 
     def test_a_start_hook_that_raises_is_a_refusal(self):
         @self.app.on_worker_start
