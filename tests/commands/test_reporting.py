@@ -26,6 +26,7 @@ WORKER = {
     "connections": 1000,
     "packets_per_second": 1234.5,
     "packets": 99,
+    "remnants": 0,
     "lane_packets": 5,
     "pool_queue": 2,
     "pool_threads": 20,

@@ -98,14 +98,14 @@ class BlockedReactorTests(SynchronousTestCase):
         server = ServerProcess(workers=2, WorkerTimeout=PATIENT)
         self.addCleanup(server.close)
         server.start()
-        pids = server.workers()
+        pids, operator = server.workers(), Operator(server)
+        operator.status()  # its workers have been told to serve, which it says before it sends it
         os.kill(server.master, signal.SIGSTOP)
         stopped = time.monotonic()
         with server.connect() as client:  # the workers serve on meanwhile
             wait_until(lambda: time.monotonic() - stopped > 2 * PATIENT, "the timeout to be over")
             client.ask(apps.PING)
             os.kill(server.master, signal.SIGCONT)
-            operator = Operator(server)
             checked = operator.status()["uptime"]
             wait_until(lambda: operator.status()["uptime"] > checked + PATIENT, "some checks")
             client.ask(apps.PING)
