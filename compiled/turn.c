@@ -139,9 +139,10 @@ static PyObject *end_of_connection(PyObject **constant, const char *name) {
     return Py_XNewRef(*constant);
 }
 
-/* Read from a transport that has a decoder, and answer, as DirectServer.doRead does: a new reference
- * to what that returns, or NULL. */
-static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd, PyObject *replying) {
+/* Read from a transport that has a decoder, and answer: a new reference to what DirectServer.doRead
+ * returns, or NULL; long_read: whether that was a long read, and full. */
+static PyObject *serve_once(PyObject *transport, PyObject *decoder, int fd, PyObject *replying,
+                            int *long_read) {
     PyObject *lane = get(&transport_lane, transport);
     int many = lane != NULL && lane != Py_None && holds(&decoder_long, decoder) && at_leisure(lane);
     PyObject *packets = lane == NULL ? NULL : receive(fd, decoder, many ? LONG_READ : CHUNK);
@@ -158,6 +159,7 @@ static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd,
         Py_DECREF(packets);
         return end_of_connection(&connection_done, "CONNECTION_DONE");
     }
+    *long_read = many && number(&decoder_fed, decoder) == LONG_READ;
     PyObject *protocol = get(&transport_protocol, transport), *out = NULL;
     if (protocol != NULL)
         out = handle(transport, protocol, lane, decoder, packets);
@@ -167,6 +169,27 @@ static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd,
     int failed = out == NULL || cork(transport, out, replying) < 0;
     Py_XDECREF(out);
     return failed ? NULL : Py_NewRef(Py_None);
+}
+
+/* Whether what comes to the transport now is handled at once, as it was before. */
+static int goes_on(PyObject *transport, PyObject *decoder) {
+    PyObject *lane = is(&transport_decoder, transport, decoder) ? get(&transport_lane, transport) : NULL;
+    PyObject *session = lane == NULL || lane == Py_None ? NULL : get(&lane_session, lane);
+    int goes = session != NULL && at_leisure(lane) && !has(&session_excess, session);
+    Py_XDECREF(session);
+    Py_XDECREF(lane);
+    return goes && !PyErr_Occurred();
+}
+
+/* Read from a transport that has a decoder, and answer, as DirectServer.doRead does: a new reference
+ * to what that returns, or NULL. */
+static PyObject *serve_transport(PyObject *transport, PyObject *decoder, int fd, PyObject *replying) {
+    int long_read = 0;
+    PyObject *why = serve_once(transport, decoder, fd, replying, &long_read);
+    if (why != Py_None || !long_read || !goes_on(transport, decoder))
+        return why;
+    Py_DECREF(why);
+    return serve_once(transport, decoder, fd, replying, &long_read);
 }
 
 /* Serve an event of a transport of that class that has a decoder: 1; 0: it is not one; or -1. */

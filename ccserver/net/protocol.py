@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ccserver.net.factory import PacketFactory
 
 FINAL_READS = 4
-"""Reads of what has come to a connection that is to finish, or one that is as long."""
+"""Reads of what has come to a connection that is to finish, or long ones of one turn."""
 
 
 @implementer(IHalfCloseableProtocol)

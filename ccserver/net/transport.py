@@ -217,7 +217,9 @@ class DirectServer(tcp.Server):
     def __repr__(self) -> str:
         return f"<{self.logPrefix()}>"
 
-    def doRead(self) -> Any:
+    def doRead(self, again: bool = False) -> Any:
+        """@param again: at once behind a full long read, while what the client sends upon the
+        replies to that is in the processor's cache."""
         decoder = self._decoder
         if decoder is None:
             return self._read_data()
@@ -240,7 +242,14 @@ class DirectServer(tcp.Server):
                     self.reactor.reply_later(self)
             else:
                 self._corked.extend(out)
+        if decoder.fed == LONG_READ and many and not again and self._goes_on(decoder):
+            return self.doRead(True)
         return None
+
+    def _goes_on(self, decoder: FrameDecoder) -> bool:
+        """Whether what comes now is handled at once, as it was before."""
+        lane = self._lane
+        return self._decoder is decoder and lane is not None and lane.at_leisure
 
     def _read_data(self) -> Any:
         try:

@@ -224,6 +224,7 @@ def received(client: socket.socket) -> tuple[bytes, bool]:
 
 packets = st.tuples(st.sampled_from(CODES), st.sampled_from([b"", b"a", b"body of some bytes"]))
 good = packets.map(lambda packet: encode(*packet))
+lasting = packets.filter(lambda packet: packet[0] != CLOSE).map(lambda packet: encode(*packet))
 bad = st.sampled_from(
     [
         struct.pack(">HHI", 9, ECHO, 1) + b"x",  # a wrong checksum
@@ -304,7 +305,7 @@ class SameTests(SynchronousTestCase):
     @settings(max_examples=100, deadline=None)
     @given(
         limits=all_limits,
-        stream=st.lists(st.one_of(good, good, good, bad), min_size=20),
+        stream=st.lists(st.one_of(lasting, lasting, lasting, bad), min_size=20),
         ends=st.booleans(),
     )
     def test_slices_change_nothing_but_when(
@@ -715,11 +716,28 @@ class LoopTests(SynchronousTestCase):
             found.append(session.bytes_in)
         return [after - before for before, after in itertools.pairwise(found)]
 
-    def test_long_packets_are_read_in_long_reads(self):
+    def test_long_packets_are_read_in_long_reads_two_at_once(self):
         worker = Worker(self, self.compiled, SessionLimits())
         first, second = self.reads(worker, encode(ECHO, bytes(4096)), 2)
         self.assertEqual(first, READ_SIZE)
-        self.assertEqual(second, LONG_READ)
+        self.assertEqual(second, 2 * LONG_READ)
+
+    def test_but_one_where_a_handler_has_closed_or_a_rate_delays_some_of_it(self):
+        def close(session: Session) -> None:
+            if session.packets_in > 30:
+                session.close()
+
+        for limits, act in ((SessionLimits(), close), (SessionLimits(rate=Rate(0.001, 40)), id)):
+            worker = Worker(self, self.compiled, limits)
+            handlers = worker.factory.dispatch.handlers
+
+            async def answer(session: Session, request: bytes, act: Any = act) -> bytes:
+                act(session)
+                return request
+
+            handlers[ECHO] = replace(handlers[ECHO], function=answer)
+            found = self.reads(worker, encode(ECHO, bytes(4096)), 2)
+            self.assertEqual(found, [READ_SIZE, LONG_READ])
 
     def test_nor_those_of_a_client_that_is_behind(self):
         worker = Worker(self, self.compiled, SessionLimits())
@@ -738,7 +756,7 @@ class LoopTests(SynchronousTestCase):
 
     def test_what_comes_behind_a_long_read_is_looked_at_as_often_as_ever(self):
         worker = Worker(self, self.compiled, SessionLimits())
-        self.assertEqual(self.reads(worker, encode(ECHO, bytes(20_000)), 2)[-1], LONG_READ)
+        self.assertEqual(self.reads(worker, encode(ECHO, bytes(20_000)), 2)[-1], 2 * LONG_READ)
         for _ in range(TURNS):
             worker.turn()
             received(self.client)
@@ -751,11 +769,11 @@ class LoopTests(SynchronousTestCase):
         worker.turn()
         self.assertEqual(len(flushes), 2, "behind each 64 KiB of replies")
 
-    def test_an_end_takes_no_more_for_the_packets_being_long(self):
+    def test_an_end_takes_one_turns_more_where_packets_are_long(self):
         worker = Worker(self, self.compiled, SessionLimits())
         before = sum(self.reads(worker, encode(ECHO, bytes(4096)), 1))
         self.protocol.finish()
-        self.assertEqual(self.protocol.session.bytes_in - before, LONG_READ)
+        self.assertEqual(self.protocol.session.bytes_in - before, 2 * LONG_READ)
 
     def test_short_ones_are_not(self):
         worker = Worker(self, self.compiled, SessionLimits())
