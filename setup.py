@@ -10,7 +10,7 @@ setup(
             "ccserver._native",
             sorted(glob("compiled/*.c")),
             depends=sorted(glob("compiled/*.h")),
-            extra_compile_args=["-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
+            extra_compile_args=["-O3", "-Wall", "-Wextra", "-fvisibility=hidden"],
             optional=True,
         )
     ]

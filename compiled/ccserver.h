@@ -54,6 +54,11 @@ PyObject *header(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *feed_from(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 /* handlers.c */
+struct rest {
+    PyObject *of;    /* a list of packets, or an iterator */
+    Py_ssize_t next; /* of the list: which one is */
+};
+PyObject *answer_rest(PyObject *const *args, struct rest *rest);
 PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 /* threads.c */

@@ -50,6 +50,25 @@ static int is_over(double *since, double most) {
     return now - *since > most;
 }
 
+/* The next packet, or NULL. */
+static PyObject *next_of(struct rest *rest) {
+    if (!PyList_CheckExact(rest->of))
+        return PyIter_Next(rest->of);
+    return rest->next < PyList_GET_SIZE(rest->of) ? Py_NewRef(PyList_GET_ITEM(rest->of, rest->next++)) : NULL;
+}
+
+/* Let the lane postpone all that is left; 0, or -1. */
+static int postpone(PyObject *lane, struct rest *rest) {
+    int listed = PyList_CheckExact(rest->of);
+    Py_ssize_t size = listed ? PyList_GET_SIZE(rest->of) : 0;
+    PyObject *left = listed ? PyList_GetSlice(rest->of, rest->next, size) : Py_NewRef(rest->of);
+    PyObject *put_back = left == NULL ? NULL : PyObject_CallMethod(lane, "postpone", "O", left);
+    rest->next = size;
+    Py_XDECREF(left);
+    Py_XDECREF(put_back);
+    return put_back == NULL ? -1 : 0;
+}
+
 /* answer(lane, session, handlers, rest, out, thread, deadline, most), in seconds
  * -> count, or (count, packet, coroutine, value) where it stopped before the end of rest */
 PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
@@ -59,6 +78,11 @@ PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
                         "answer(lane, session, handlers: dict, rest, out: list, thread, deadline, most)");
         return NULL;
     }
+    return answer_rest(args, &(struct rest){.of = args[3]});
+}
+
+/* The same, of that rest. */
+PyObject *answer_rest(PyObject *const *args, struct rest *rest) {
     PyObject *session = args[1], *out = args[4], *thread = args[5];
     PyObject *packet, *coroutine = NULL, *value = NULL;
     int threaded = thread != Py_None, stopped = 0;
@@ -68,7 +92,7 @@ PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     Py_ssize_t total = 0, replies = 0, handled = 0, look = 1, mark = mark_of(session);
     if (mark < 0)
         return NULL;
-    while (!stopped && (packet = PyIter_Next(args[3])) != NULL) {
+    while (!stopped && (packet = next_of(rest)) != NULL) {
         PyObject *handler = PyDict_GetItemWithError(args[2], PyTuple_GET_ITEM(packet, 0));
         if (handler == NULL || holds(&lane_halted, args[0]) || holds(&handler_in_thread, handler) != threaded)
             break; /* the caller knows what to do with it */
@@ -102,10 +126,8 @@ PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t count) {
             look = handled + Py_MIN(handled, STRIDE);
             if (!is_over(&since, most) || holds(&lane_halted, args[0]))
                 continue;
-            PyObject *put_back = PyObject_CallMethod(args[0], "postpone", "O", args[3]);
-            if (put_back == NULL)
+            if (postpone(args[0], rest) < 0)
                 break;
-            Py_DECREF(put_back);
         }
     }
     PyObject *end = NULL;

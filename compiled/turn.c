@@ -17,20 +17,32 @@ static PyObject *slice_of(PyObject *dispatch) {
     return slice;
 }
 
+/* Let Lane.go_on have what is left where the handlers have stopped with that end: the replies, or NULL. */
+static PyObject *go_on(PyObject *lane, PyObject *out, struct rest *rest, PyObject *end) {
+    PyObject *left = PyObject_GetIter(rest->of), *put = NULL, *replies = NULL;
+    if (left != NULL)
+        put = PyObject_CallMethod(left, "__setstate__", "n", rest->next);
+    if (put != NULL)
+        replies = PyObject_CallMethod(lane, "go_on", "OOOOOO", out, left, PyTuple_GET_ITEM(end, 0),
+                                      PyTuple_GET_ITEM(end, 1), PyTuple_GET_ITEM(end, 2),
+                                      PyTuple_GET_ITEM(end, 3));
+    Py_XDECREF(put);
+    Py_XDECREF(left);
+    return replies;
+}
+
 /* Let the handlers of a lane at leisure answer packets, as Lane.take does: the replies, or NULL. */
 static PyObject *take(PyObject *lane, PyObject *session, PyObject *dispatch, PyObject *handlers,
                       PyObject *packets) {
-    PyObject *out = PyList_New(0), *rest = PyObject_GetIter(packets), *slice = slice_of(dispatch);
-    PyObject *end = NULL;
-    if (out != NULL && rest != NULL && slice != NULL && set(&lane_out, lane, Py_NewRef(out)) == 0
+    PyObject *out = PyList_New(0), *slice = slice_of(dispatch), *end = NULL;
+    struct rest rest = {.of = packets};
+    if (out != NULL && slice != NULL && set(&lane_out, lane, Py_NewRef(out)) == 0
         && set(&lane_running, lane, Py_NewRef(Py_True)) == 0) {
-        PyObject *arguments[] = {lane, session, handlers, rest, out, Py_None, slice, slice};
-        end = answer(NULL, arguments, 8);
+        PyObject *arguments[] = {lane, session, handlers, packets, out, Py_None, slice, slice};
+        end = answer_rest(arguments, &rest);
     }
     if (end != NULL && !PyLong_CheckExact(end))
-        Py_XSETREF(out, PyObject_CallMethod(lane, "go_on", "OOOOOO", out, rest, PyTuple_GET_ITEM(end, 0),
-                                            PyTuple_GET_ITEM(end, 1), PyTuple_GET_ITEM(end, 2),
-                                            PyTuple_GET_ITEM(end, 3)));
+        Py_XSETREF(out, go_on(lane, out, &rest, end));
     else if (end == NULL) {
         PyObject *error = raised(), *done = PyObject_CallMethod(lane, "returned", NULL);
         Py_XDECREF(done);
@@ -44,7 +56,6 @@ static PyObject *take(PyObject *lane, PyObject *session, PyObject *dispatch, PyO
     else if (has(&lane_pending, lane) || holds(&lane_ending, lane))
         Py_XSETREF(out, PyErr_Occurred() ? NULL : PyObject_CallMethod(lane, "answered", "O", out));
     Py_XDECREF(end);
-    Py_XDECREF(rest);
     Py_XDECREF(slice);
     return out;
 }

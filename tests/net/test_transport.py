@@ -901,6 +901,23 @@ class CompiledTests(SynchronousTestCase):
                 seen.append((packets, refused, state, decoder.incomplete, decoder.fed))
             self.assertEqual(seen[0], seen[1])
 
+    def test_counts_of_any_size_are_counted_on_and_what_was_looked_up_stays(self):
+        packet = encode(1, bytes(40))
+        for before in (0, 250, 2**30 - 100, 2**30 - 20, 2**45, 2**60 - 100, 2**60 - 20, -10):
+            for feed_from, _ in self.ways:
+                decoder = FrameDecoder(1000)
+                decoder.bytes = decoder.packets = before + 0
+                seen = []
+                for _ in range(4):
+                    seen += [decoder.bytes, decoder.packets]
+                    self.theirs.send(packet)
+                    feed_from(self.ours, decoder, direct.READ_SIZE)
+                    self.theirs.send(packet)
+                    feed_from(self.ours, decoder, direct.READ_SIZE)
+                self.assertEqual(seen[::2], [before + 96 * n for n in range(4)])
+                self.assertEqual(seen[1::2], [before + 2 * n for n in range(4)])
+                self.assertEqual(decoder.bytes, before + 4 * 96)
+
     def long_reads(self, way: int, stream: bytes) -> list[Any]:
         """What each long read of C{stream} has seen, until there is nothing left."""
         feed_from, _ = self.ways[way]
