@@ -38,6 +38,7 @@ from benchmarks.servers import (
 BASE, TWO, NORMAL = "1 worker", "2 workers", "2 workers, normal"
 COUNTS = {BASE: 1, TWO: 2, NORMAL: 2}
 C_BASE = "c, 1 process"
+TRIES = 5
 USUAL = CONFIGURATION.replace("[Proc]\n", "[Proc]\nRebalanceInterval = 0\n")
 """Nothing is moved while it is measured."""
 
@@ -57,15 +58,20 @@ def measure_settled(
 ) -> Sample:
     """Measure, and see to it that workers of the default were scheduled as busy ones are.
 
+    Of 64 connections one of two workers may have 16 by chance, and be none that is busy: so there
+    are some tries.
+
     @raise ServerError: they were not, so it says nothing of the default.
     """
-    sample = measure_running(command, cores, number, running, load)
-    if running.server.name in (BASE, TWO):
+    for _ in range(TRIES):
+        sample = measure_running(command, cores, number, running, load)
+        if running.server.name not in (BASE, TWO):
+            return sample
         policies = [os.sched_getscheduler(pid) for pid in running.processes()]
         busy = policies.count(os.SCHED_BATCH)
-        if busy != COUNTS[running.server.name]:
-            raise ServerError(f"of its workers {busy} were scheduled as a batch")
-    return sample
+        if busy == COUNTS[running.server.name]:
+            return sample
+    raise ServerError(f"of its workers {busy} were scheduled as a batch")
 
 
 def main() -> int:

@@ -87,8 +87,8 @@ INSTRUCTIONS = {
 REFERENCE = 5470
 """Instructions of an x86-64 processor that a packet costs the benchmarks' protocol for asyncio,
 without its event loop. Where that is dearer, with another Python or on another processor, so may
-ours be; 3.12.1 and 3.13.0 need 18 to 28 % more for a packet, a little beyond that. Debian's 3.11.2 needs 12 % less for it, but only 2
-to 5 % less for ours, so the mere ratio would say less."""
+ours be; 3.12.1 and 3.13.0 need 18 to 28 % more for a packet, a little beyond that. Debian's 3.11.2
+needs 12 % less for it, but only 2 to 5 % less for ours, so the mere ratio would say less."""
 
 COUNTING = Path(__file__).with_name("counting.c")
 HEADER = Path("/usr/include/valgrind/callgrind.h")
