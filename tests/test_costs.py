@@ -76,8 +76,8 @@ BYTES = {"rest": (1225.0, 1282.0)}
 """What Python has allocated for an idle connection, which has sent one packet."""
 
 INSTRUCTIONS = {
-    "async 64x1": (5124, 30350),
-    "async 64x64": (2465, 9762),
+    "async 64x1": (5124, 32800),
+    "async 64x64": (2465, 10480),
     "def 64x1": (9831, 54200),
     "def 64x64": (2208, 10860),
     "life": (77900, 135100),
