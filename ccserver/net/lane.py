@@ -109,9 +109,12 @@ class Lane(Resting):
 
     @property
     def owes(self) -> bool:
-        """Whether packets, and not hooks alone, wait for their handler or for a thread."""
-        pending = self._pending or ()
-        return bool(self._job) or any(code >= 0 for code, _ in pending)
+        """Whether packets, and not hooks alone, are in a thread or wait for their handlers.
+
+        What follows a handler in its read, which waits for something, cannot be seen.
+        """
+        in_thread = self._busy and self._awaited is None
+        return in_thread or any(code >= 0 for code, _ in self._pending or ())
 
     def start(self) -> None:
         """Call the hooks of a new connection."""

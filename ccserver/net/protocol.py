@@ -178,13 +178,13 @@ class PacketProtocol(Protocol):
         session, factory = self.session, self.factory
         if session.close_reason is None:
             session.stop(CloseReason.CLIENT_RESET)
+        if not self._left and self.lane.owes:
+            factory.connections.leave_behind(self)  # before its place is free
         factory.connections.remove(self)
         if factory.log_ends:
             self._log_end()
         if not self._left:
             self.lane.lost(session.close_reason or CloseReason.CLIENT_RESET)
-            if self.lane.owes:
-                factory.connections.leave_behind(self)
 
     def adopt(self, transport: DirectServer, carried: Carried, unsent: list[bytes]) -> None:
         """Go on with a connection that comes from another process.
@@ -314,6 +314,7 @@ class PacketProtocol(Protocol):
     def cut(self, reason: CloseReason, why: str) -> None:
         """Close at once: the connection costs more than it is worth."""
         if self.lost:
+            self.factory.connections.settle(self)  # what is left of it will not be handled
             return
         self.session.stop(reason)
         more = self.factory.connections.admit_line(reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -16,15 +17,22 @@ from ccserver.net.lane import BATCH
 from ccserver.net.slices import STRIDE, Slices
 from ccserver.net.statistics import collect
 from tests.net import ways
-from tests.support import FakeConnection, FakeWorker
+from tests.support import PATIENCE, FakeConnection, FakeWorker
 
-ECHO, WAIT, CLOSE, UNKNOWN, RAISE, THREAD = range(1, 7)
+ECHO, WAIT, CLOSE, UNKNOWN, RAISE, THREAD, SLOW = range(1, 8)
 
 MOMENT = 1e-9
 """A slice that is over at the second look at the clock."""
 
 FIRST = 2
 """Packets that are handled in the first one: as many as the second look is behind."""
+
+
+class Broken:
+    """A runner for which there is no memory."""
+
+    def send(self, task: object) -> None:
+        raise MemoryError
 
 
 class Waiting:
@@ -361,6 +369,44 @@ class LaneTests(SynchronousTestCase):
             self.assertFalse(connections.full)
             self.assertEqual(collect(connections, pool)["remnants"], 0)
             self.assertEqual(self.ends.pop(), CloseReason.CLIENT_RESET)
+
+    def test_so_does_what_a_thread_has_in_hand(self):
+        held, entered = threading.Semaphore(0), threading.Semaphore(0)
+        self.addCleanup(held.release, 100)
+
+        @self.app.message(SLOW)
+        def slow(session: Any, request: bytes) -> None:
+            entered.release()
+            assert held.acquire(timeout=PATIENCE)
+
+        client = self.connect(connections=1, threads=1)
+        client.receive(*self.many(40, SLOW))
+        assert entered.acquire(timeout=PATIENCE)
+        client.reset()
+        self.assertTrue(self.worker.connections.full)
+        held.release(40)
+        self.worker.wait(lambda: not self.worker.connections.full)
+        self.assertEqual(self.ends, [CloseReason.CLIENT_RESET])
+
+    def test_its_place_is_not_free_in_between(self):
+        client = self.connect(connections=1)
+        looks: list[bool] = []
+        connections = self.worker.connections
+        connections.on_freed = lambda: looks.append(connections.full)
+        client.receive(*self.many(100))
+        client.reset()
+        self.assertEqual(looks, [True])
+        self.slices(client)
+        self.assertEqual(looks, [True, False])
+
+    def test_what_cannot_be_handled_any_more_takes_up_none(self):
+        client = self.connect(connections=1)
+        client.receive(*self.many(100))
+        client.reset()
+        runners: list[Any] = self.worker.dispatch.idle_runners
+        runners.append(Broken())
+        self.assertRaises(MemoryError, self.turn)
+        self.assertFalse(self.worker.connections.full)
 
     def test_a_living_one_comes_before_what_is_left_of_many(self):
         client = self.connect()
