@@ -111,9 +111,10 @@ class Lane(Resting):
     def owes(self) -> bool:
         """Whether packets, and not hooks alone, are in a thread or wait for their handlers.
 
-        What follows a handler in its read, which waits for something, cannot be seen.
+        What follows a handler in its read, which waits for something, cannot be seen; nothing
+        does where the handler has been given up.
         """
-        in_thread = self._busy and self._awaited is None
+        in_thread = self._busy and self._awaited is None and self._answered is None
         return in_thread or any(code >= 0 for code, _ in self._pending or ())
 
     def start(self) -> None:
