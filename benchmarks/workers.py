@@ -71,6 +71,8 @@ def measure_settled(
         busy = policies.count(os.SCHED_BATCH)
         if busy == COUNTS[running.server.name]:
             return sample
+        told = f"{sample.cpu_us:.2f} us, of its workers {busy} scheduled as a batch"
+        print(f"not counted: {running.server.name}, {told}", file=sys.stderr)
     raise ServerError(f"of its workers {busy} were scheduled as a batch")
 
 
